@@ -1,0 +1,134 @@
+"""TableDefinition -> ClickHouse DDL, and the shape a sink expects to find.
+
+`expected_columns` spells types exactly as `system.columns.type` reports them, in the order in which
+`create_table_sql` creates them, so that checking a shape is one comparison.
+
+Append tables are MergeTree ordered by position. Keyed tables are ReplacingMergeTree(_offset) ordered by the key: FINAL
+shows the newest row of each key, and `_deleted` = 1 marks a key whose newest record was a tombstone.
+
+ClickHouse has no null array and, but for a beta feature, no null struct: the sink delivers an empty array and a struct
+whose fields are all null instead.
+"""
+
+from __future__ import annotations
+
+import re
+
+from schemas.table import ArrayType, Column, ColumnType, ScalarKind, ScalarType, StructType, TableDefinition
+
+#: How many inserts back ClickHouse recognises a deduplication token.
+DEDUPLICATION_WINDOW = 10_000
+
+#: Added by the sink after the declared columns; `_deleted` follows in keyed tables.
+METADATA_TYPES = {
+    "_topic": "LowCardinality(String)",
+    "_partition": "UInt32",
+    "_offset": "UInt64",
+    "_timestamp": "DateTime64(3, 'UTC')",
+}
+
+_SCALARS = {
+    ScalarKind.TINYINT: "Int8",
+    ScalarKind.SMALLINT: "Int16",
+    ScalarKind.INTEGER: "Int32",
+    ScalarKind.BIGINT: "Int64",
+    ScalarKind.UTINYINT: "UInt8",
+    ScalarKind.USMALLINT: "UInt16",
+    ScalarKind.UINTEGER: "UInt32",
+    ScalarKind.UBIGINT: "UInt64",
+    ScalarKind.REAL: "Float32",
+    ScalarKind.DOUBLE: "Float64",
+    ScalarKind.BOOLEAN: "Bool",
+    ScalarKind.VARCHAR: "String",
+    ScalarKind.DATE: "Date32",
+    ScalarKind.TIMESTAMP: "DateTime64(6, 'UTC')",
+    ScalarKind.TIMESTAMPTZ: "DateTime64(6, 'UTC')",
+    ScalarKind.UUID: "UUID",
+    # The exact text: ClickHouse's JSON type keeps neither the spelling of numbers nor the order of fields.
+    ScalarKind.JSON: "String",
+}
+
+# Tuple element names that `system.columns` shows in backquotes although they are plain words.
+_QUOTED_WORDS = frozenset({"all", "distinct", "false", "from", "inf", "nan", "select", "table", "true"})
+
+
+def quote(identifier: str) -> str:
+    """An identifier as ClickHouse reads it, whatever it holds."""
+    return "`" + identifier.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def clickhouse_type(column: Column | ColumnType) -> str:
+    """The type as ClickHouse spells it; of a column with its nullability, of a bare type without."""
+    if isinstance(column, Column):
+        return _nullable_type(column.type) if column.nullable else clickhouse_type(column.type)
+    if isinstance(column, ArrayType):
+        return f"Array({_nullable_type(column.element)})"
+    if isinstance(column, StructType):
+        return f"Tuple({', '.join(f'{_element_name(f.name)} {_nullable_type(f.type)}' for f in column.fields)})"
+    if column.kind is ScalarKind.DECIMAL:
+        return f"Decimal({column.precision}, {column.scale})"
+    return _SCALARS[column.kind]
+
+
+def expected_columns(table: TableDefinition) -> list[tuple[str, str]]:
+    """Name and type of every column, in order, as `system.columns` reports them."""
+    columns = [(column.name, clickhouse_type(column)) for column in table.columns]
+    columns += METADATA_TYPES.items()
+    if table.is_keyed:
+        columns.append(("_deleted", "UInt8"))
+    return columns
+
+
+def create_table_sql(
+    table: TableDefinition, *, database: str | None = None, dedup_window: int = DEDUPLICATION_WINDOW
+) -> str:
+    """CREATE TABLE IF NOT EXISTS: several sinks may start at once; compare with `expected_columns` afterwards.
+
+    The last stored offset of a topic's partition is found fast in both kinds of table: by the order of an append table
+    (`ORDER BY _partition DESC, _offset DESC LIMIT 1`), by the projection of a keyed one (`max(_offset)`).
+    """
+    body = [f"{quote(name)} {kind}" for name, kind in expected_columns(table)]
+    settings = {"non_replicated_deduplication_window": str(dedup_window)}
+    if table.is_keyed:
+        body.append("PROJECTION last_offset (SELECT _partition, max(_offset) GROUP BY _partition)")
+        settings["deduplicate_merge_projection_mode"] = "'rebuild'"
+        engine, order = "ReplacingMergeTree(_offset)", ", ".join(quote(name) for name in table.primary_key)
+    else:
+        engine, order = "MergeTree", "_partition, _offset"
+    lines = [
+        f"CREATE TABLE IF NOT EXISTS {_qualified(table, database)} (",
+        "    " + ",\n    ".join(body),
+        f") ENGINE = {engine}",
+        f"ORDER BY ({order})",
+    ]
+    if table.retention_seconds is not None:
+        lines.append(f"TTL _timestamp + toIntervalSecond({table.retention_seconds})")
+    lines.append("SETTINGS " + ", ".join(f"{name} = {value}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def migration_sql(table: TableDefinition, number: int, *, database: str | None = None) -> list[str]:
+    """The statements that bring the table from migration `number` - 1 to `number`; harmless when repeated.
+
+    New columns go where `expected_columns` has them. Raises KeyError if the table has no such migration.
+    """
+    names = table.column_names
+    return [
+        f"ALTER TABLE {_qualified(table, database)} ADD COLUMN IF NOT EXISTS {quote(column.name)} "
+        f"{clickhouse_type(column)} AFTER {quote(names[names.index(column.name) - 1])}"
+        for column in table.migration(number).added_columns
+    ]
+
+
+def _qualified(table: TableDefinition, database: str | None) -> str:
+    return f"{quote(database)}.{quote(table.name)}" if database else quote(table.name)
+
+
+def _nullable_type(column_type: ColumnType) -> str:
+    spelled = clickhouse_type(column_type)
+    return f"Nullable({spelled})" if isinstance(column_type, ScalarType) else spelled
+
+
+def _element_name(name: str) -> str:
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and name.lower() not in _QUOTED_WORDS
+    return name if plain else quote(name)

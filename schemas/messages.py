@@ -1,0 +1,249 @@
+"""The wire protocol of queries: the request, the answer and the refusal, as models with one parser and one serialiser.
+
+A request is a record on the query topic; each one gets exactly one reply (invariant 9): an answer or a refusal, on the
+topic that it names. The models reject unknown fields, so that a misspelt option is refused instead of ignored. The
+values of rows are mapped by `streams.adapters.duckdb_values`; docs/wire-protocol.md describes all of it for users of
+other languages and contains the JSON Schema that `protocol_json_schema` generates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import orjson
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+
+Headers = Sequence[tuple[str, bytes]]
+
+#: The Arrow schema metadata key under which the answer without its rows travels.
+ARROW_METADATA_KEY = b"pintail"
+REPLY_TO_HEADER = "reply_to"
+FORMAT_HEADER = "format"
+STATUS_HEADER = "status"
+ID_CHARS_MAX = 200
+
+
+class RefusalCode(StrEnum):
+    """Why a request got no answer. Clients decide by the code; message and hint are for people."""
+
+    NOT_A_REQUEST = "not_a_request"
+    BAD_SQL = "bad_sql"
+    NOT_ALLOWED = "not_allowed"
+    UNKNOWN_TABLE = "unknown_table"
+    UNKNOWN_COLUMN = "unknown_column"
+    BAD_PARAMS = "bad_params"
+    TOO_MANY_ROWS = "too_many_rows"
+    TOO_MANY_BYTES = "too_many_bytes"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    NOT_SERVING = "not_serving"
+    WRONG_PARTITION = "wrong_partition"
+    PARTIAL_STATE = "partial_state"
+    OVERLOADED = "overloaded"
+    BAD_REPLY_TO = "bad_reply_to"
+    INTERNAL = "internal"
+
+
+class AnswerFormat(StrEnum):
+    """How the rows of an answer are encoded. Refusals are always JSON."""
+
+    JSON = "json"
+    ARROW = "arrow"
+
+
+class RequestError(Exception):
+    """The value of a record is not a request; the message says which field and why."""
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_serialization_defaults_required=True)
+
+
+class AnswerLimits(_Message):
+    """What the asker is willing to receive; the smaller of this and the worker's settings wins."""
+
+    rows: int | None = Field(default=None, ge=1, strict=True)
+    bytes: int | None = Field(default=None, ge=1, strict=True)
+
+
+_Position = Annotated[int, Field(ge=0, strict=True)]
+_PartitionNumber = Annotated[int, Field(ge=0)]  # a JSON object's key, so text: lax on purpose
+
+
+class QueryRequest(_Message):
+    """One question."""
+
+    id: str = Field(min_length=1, max_length=ID_CHARS_MAX, description="Chosen by the asker; the reply repeats it")
+    sql: str = Field(min_length=1, description="One SELECT statement of the allowed dialect")
+    params: list[JsonValue] | dict[str, JsonValue] = Field(
+        default_factory=list, description="A list for ? and $1, an object for $name"
+    )
+    key: str | None = Field(
+        default=None, description="Ask only the partition that owns this key (murmur2, as Kafka's default partitioner)"
+    )
+    deadline_ms: int | None = Field(
+        default=None, strict=True, description="Budget in milliseconds, counted from the record's Kafka timestamp"
+    )
+    reply_to: str | None = Field(default=None, description="Reply topic; the record header reply_to is an alternative")
+    reply_partition: int | None = Field(default=None, ge=0, strict=True, description="Partition of the reply topic")
+    format: AnswerFormat = Field(default=AnswerFormat.JSON, description="Encoding of the answer")
+    at_least: dict[str, dict[_PartitionNumber, _Position]] = Field(
+        default_factory=dict, description="topic -> partition -> offset of a record that the answer must reflect"
+    )
+    limits: AnswerLimits = Field(default_factory=AnswerLimits)
+
+
+class AnswerColumn(_Message):
+    """A column of the result: its name and its DuckDB type. Names may repeat."""
+
+    name: str
+    type: str
+
+
+class AnswerTiming(_Message):
+    """Where the time went, in milliseconds."""
+
+    queued_ms: float = Field(description="From the record's Kafka timestamp until the worker looked at it")
+    waited_ms: float = Field(description="For at_least and for a free slot")
+    executed_ms: float = Field(description="Guard, query, encoding")
+
+
+class AnswerHead(_Message):
+    """An answer without its rows: what an Arrow reply carries in its schema metadata."""
+
+    id: str
+    status: Literal["ok"] = "ok"
+    columns: list[AnswerColumn]
+    offsets: dict[str, dict[str, int]] = Field(
+        description="topic -> partition -> next_offset: every record below it is reflected, none at or above it"
+    )
+    epoch: dict[str, int] = Field(description="partition -> number of the owner's assignment")
+    timing: AnswerTiming
+
+
+class Answer(AnswerHead):
+    """An answer in JSON."""
+
+    rows: list[list[JsonValue]]
+
+
+class Refusal(_Message):
+    """No answer, and why. `retriable`: the same request may be answered later."""
+
+    id: str | None = Field(description="The request's id; null if none could be read")
+    status: Literal["refused"] = "refused"
+    code: RefusalCode
+    message: str
+    hint: str = ""
+    retriable: bool = False
+    retry_after_ms: int | None = Field(default=None, description="Ask again after this long; set for overloaded")
+
+
+@dataclass(frozen=True)
+class RequestEnvelope:
+    """What can be read from a record before it is known to be a whole request: enough to send a refusal."""
+
+    id: str | None
+    reply_to: str | None
+    reply_partition: int | None
+    fields: dict[str, Any]
+
+    def request(self) -> QueryRequest:
+        """The validated request. Raises RequestError that names every fault."""
+        try:
+            return QueryRequest.model_validate(self.fields)
+        except ValidationError as error:
+            raise RequestError("; ".join(_fault(detail) for detail in error.errors())) from None
+
+
+def read_envelope(value: bytes | None, headers: Headers = ()) -> RequestEnvelope:
+    """Reads a record of the query topic. Raises RequestError if its value is not a JSON object."""
+    try:
+        fields = orjson.loads(value if value is not None else b"")
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the value is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise RequestError("the value is JSON, but not an object")
+    reply_to = fields.get("reply_to")
+    if reply_to is None:
+        reply_to = next((text.decode("utf-8", "replace") for name, text in headers if name == REPLY_TO_HEADER), None)
+    request_id, partition = fields.get("id"), fields.get("reply_partition")
+    return RequestEnvelope(
+        id=request_id if isinstance(request_id, str) and len(request_id) <= ID_CHARS_MAX else None,
+        reply_to=reply_to if isinstance(reply_to, str) and reply_to else None,
+        reply_partition=partition if type(partition) is int and partition >= 0 else None,
+        fields=fields,
+    )
+
+
+def serialise_request(request: QueryRequest) -> bytes:
+    """The value of a request's record; fields at their default are left out."""
+    return orjson.dumps(request.model_dump(mode="json", exclude_defaults=True))
+
+
+def serialise_answer(head: AnswerHead, rows_json: bytes) -> bytes:
+    """The value of a JSON answer. `rows_json` is the array of rows, already encoded."""
+    return orjson.dumps({**head.model_dump(mode="json"), "rows": orjson.Fragment(rows_json)})
+
+
+def serialise_refusal(refusal: Refusal) -> bytes:
+    """The value of a refusal."""
+    return orjson.dumps(refusal.model_dump(mode="json", exclude_none=True) | {"id": refusal.id})
+
+
+def serialise_arrow_answer(head: AnswerHead, batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> bytes:
+    """The value of an Arrow answer: one IPC stream; the head is in the schema's metadata."""
+    described = schema.with_metadata({ARROW_METADATA_KEY: orjson.dumps(head.model_dump(mode="json"))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, described) as writer:
+        for batch in batches:
+            writer.write_batch(batch.replace_schema_metadata(described.metadata))
+    return bytes(sink.getvalue())
+
+
+@dataclass(frozen=True)
+class ArrowAnswer:
+    """An Arrow reply, read: the head and the rows as a table."""
+
+    head: AnswerHead
+    table: pa.Table
+
+
+_JSON_REPLY: TypeAdapter[Answer | Refusal] = TypeAdapter(Annotated[Answer | Refusal, Field(discriminator="status")])
+
+
+def read_reply(value: bytes, headers: Headers = ()) -> Answer | ArrowAnswer | Refusal:
+    """Reads a record of a reply topic. Raises RequestError if it is none."""
+    try:
+        if dict(headers).get(FORMAT_HEADER) == AnswerFormat.ARROW.encode():
+            table = pa.ipc.open_stream(value).read_all()
+            return ArrowAnswer(AnswerHead.model_validate_json(table.schema.metadata[ARROW_METADATA_KEY]), table)
+        return _JSON_REPLY.validate_json(value)
+    except (ValidationError, pa.ArrowException, KeyError, TypeError) as error:
+        raise RequestError(f"not a reply: {error}") from None
+
+
+def protocol_json_schema() -> dict[str, Any]:
+    """The JSON Schemas of request, answer and refusal."""
+    return {
+        "request": QueryRequest.model_json_schema(),
+        "answer": Answer.model_json_schema(mode="serialization"),
+        "refusal": Refusal.model_json_schema(mode="serialization"),
+    }
+
+
+def _fault(detail: Mapping[str, Any]) -> str:
+    """One validation fault, in words for the asker."""
+    path = [str(part) for part in detail["loc"]]
+    field = ".".join(path)
+    if detail["type"] != "extra_forbidden":
+        return f"{field}: {detail['msg']}"
+    model = AnswerLimits if path[0] == "limits" else QueryRequest
+    known = list(model.model_fields)
+    near = get_close_matches(path[-1], known, n=1)
+    suggestion = f"did you mean {near[0]}? " if near else ""
+    return f"{field}: no such field; {suggestion}known fields: {', '.join(known)}"
