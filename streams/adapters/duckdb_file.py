@@ -1,0 +1,135 @@
+"""A partition's file on disk: who may open it, and whether it is whole.
+
+DuckDB checks its headers when it opens a file and each block only when it reads it. Here every block is checked before
+anyone relies on the file, at memory speed: a block is 32768 little-endian words, the first of which is
+5381 xor (every other word * 0xbf58476d1ce4e5b9). Called by DuckDBStore before ATTACH; never while the file is attached,
+because closing any descriptor of the file would drop DuckDB's own lock on it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import numpy as np
+
+from streams.errors import StoreCorruptError, StoreLockedError
+from streams.limits import SNAPSHOT_BLOCK_BYTES
+
+HEADER_BYTES = 4096
+#: The main header and two database headers, of which the one with the higher iteration counts.
+HEADERS_BYTES = 3 * HEADER_BYTES
+BLOCK_BYTES = SNAPSHOT_BLOCK_BYTES
+
+_CHECKSUM_SEED = np.uint64(5381)
+_CHECKSUM_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
+_READ_BLOCKS = 16
+_RESTORE_HINT = "remove the partition's file and recover it from a snapshot, from ClickHouse or from the log"
+
+
+class FileLock:
+    """An exclusive lock on a file of its own, held by this process until released. Raises StoreLockedError."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.release()
+            raise StoreLockedError(
+                f"{path} is locked: another worker has this partition open",
+                hint="stop the other worker, or give this one a name and a data directory of its own",
+            ) from None
+
+    def release(self) -> None:
+        """Idempotent."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def wal_files(path: Path) -> list[Path]:
+    """The write-ahead logs beside a partition file."""
+    return sorted(path.parent.glob(f"{path.name}.wal*"))
+
+
+def discard_unborn(path: Path) -> None:
+    """Removes what cannot hold data: a file without complete headers, and logs without a file to belong to."""
+    if path.exists() and path.stat().st_size < HEADERS_BYTES:
+        path.unlink()
+    if not path.exists():
+        for log in wal_files(path):
+            log.unlink()
+
+
+def strip_zero_tail(path: Path) -> int:
+    """Cuts zeros off the end of the write-ahead log and returns how many bytes.
+
+    Power loss can extend a file without its data. No entry of the log ends in a zero byte, so only such a tail goes.
+    """
+    log = path.with_name(f"{path.name}.wal")
+    if not log.exists():
+        return 0
+    with log.open("r+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            kept = len(file.read(end - start).rstrip(b"\0"))
+            end = start + kept
+            if kept:
+                break
+        if end < size:
+            file.truncate(end)
+            os.fsync(file.fileno())
+    return size - end
+
+
+def unsound_blocks(fd: int, name: str) -> frozenset[int]:
+    """Checks the headers and every block; returns the ids of blocks that are damaged or beyond the end of the file.
+
+    They matter only if DuckDB uses them: a process killed in a checkpoint leaves torn blocks that nothing refers to,
+    and a header that still counts the free blocks it had cut off. Raises StoreCorruptError for a damaged header.
+    """
+    headers = os.pread(fd, HEADERS_BYTES, 0)
+    for position in range(0, HEADERS_BYTES, HEADER_BYTES):
+        if not _sound(np.frombuffer(headers, np.uint64, HEADER_BYTES // 8, position).reshape(1, -1))[0]:
+            raise damaged(name, f"the header at byte {position} is damaged")
+    _, block_count = max(_database_header(headers, position) for position in (HEADER_BYTES, 2 * HEADER_BYTES))
+    present = min(block_count, (os.fstat(fd).st_size - HEADERS_BYTES) // BLOCK_BYTES)
+    unsound = set(range(present, block_count))
+    buffer = bytearray(_READ_BLOCKS * BLOCK_BYTES)
+    for first in range(0, present, _READ_BLOCKS):
+        count = min(_READ_BLOCKS, present - first)
+        view = memoryview(buffer)[: count * BLOCK_BYTES]
+        _pread_into(fd, view, HEADERS_BYTES + first * BLOCK_BYTES)
+        sound = _sound(np.frombuffer(view, np.uint64).reshape(count, -1))
+        unsound.update(first + int(index) for index in np.flatnonzero(~sound))
+    return frozenset(unsound)
+
+
+def damaged(name: str, cause: str) -> StoreCorruptError:
+    """The error for a file that cannot be used."""
+    return StoreCorruptError(f"{name}: {cause}", hint=_RESTORE_HINT)
+
+
+def _database_header(headers: bytes, position: int) -> tuple[int, int]:
+    """(iteration, block count): words 1 and 4 of a database header."""
+    words = np.frombuffer(headers, np.uint64, HEADER_BYTES // 8, position)
+    return int(words[1]), int(words[4])
+
+
+def _sound(blocks: np.ndarray[tuple[int, int], np.dtype[np.uint64]]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    expected = np.bitwise_xor.reduce(blocks[:, 1:] * _CHECKSUM_FACTOR, axis=1) ^ _CHECKSUM_SEED
+    sound: np.ndarray[tuple[int], np.dtype[np.bool_]] = blocks[:, 0] == expected
+    return sound
+
+
+def _pread_into(fd: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if not count:
+            raise OSError(f"unexpected end of file at byte {offset + done}")
+        done += count

@@ -1,0 +1,357 @@
+"""PartitionStore: the tables of one partition and how far each topic has been applied, in one DuckDB file.
+
+Invariants: rows and `next_offset` change in one transaction (1); a record below `next_offset` is never applied again
+(2). One writer at a time, under the store's lock. Every error inside a transaction rolls it back, because DuckDB lets
+an aborted transaction commit without a word. DuckDBStore opens and closes partitions; ingestion, recovery, snapshotting
+and retention call the methods, each from any thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.catalog import Catalog
+from schemas.duckdb_ddl import duckdb_type, quote
+from schemas.table import METADATA_COLUMNS, TableDefinition
+from streams.errors import LogGapError, StaleEpochError, StoreError
+from streams.ports import DecodedBatch
+
+_EPOCH_KEY = "epoch"
+
+
+@dataclass(frozen=True)
+class FrozenFile:
+    """A partition file at rest. Blocks already in it do not change until the context that gave it ends.
+
+    Read with os.pread on `fd` up to `size_bytes`: opening and closing the path would drop DuckDB's lock.
+    """
+
+    path: Path
+    fd: int
+    size_bytes: int
+    next_offsets: Mapping[str, int]
+    schema_versions: dict[str, int]
+
+
+class PartitionStore:
+    """One open partition. Made by DuckDBStore.open_partition."""
+
+    def __init__(
+        self, partition: int, path: Path, *, database: str, catalog: Catalog, connection: duckdb.DuckDBPyConnection
+    ) -> None:
+        self.partition = partition
+        self.path = path
+        #: The name under which the file is attached.
+        self.database = database
+        self._catalog = catalog
+        self._connection = connection  # of the writer; used only under _writing
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._writing = threading.Lock()
+        self._checkpointing = threading.Lock()  # taken before _writing
+        self._released = False
+        with self._writing:
+            self._next_offsets = self._read_next_offsets()
+
+    def next_offsets(self) -> dict[str, int]:
+        """By topic, where to resume; topics never consumed are absent."""
+        return dict(self._next_offsets)
+
+    def epoch(self) -> int:
+        """The epoch last set; 0 for a new file."""
+        with self._transaction() as connection:
+            row = connection.execute(f"SELECT value FROM {self._own('meta')} WHERE key = ?", [_EPOCH_KEY]).fetchone()
+        return int(row[0]) if row else 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Durable when it returns."""
+        with self._transaction() as connection:
+            connection.execute(f"DELETE FROM {self._own('meta')} WHERE key = ?", [_EPOCH_KEY])
+            connection.execute(f"INSERT INTO {self._own('meta')} VALUES (?, ?)", [_EPOCH_KEY, str(epoch)])
+
+    def apply(self, batches: Sequence[DecodedBatch]) -> None:
+        """Applies batches in the order given, in one transaction; durable when it returns.
+
+        1. leave out what is below the topic's next_offset    2. per table, keep the last record of each key
+        3. delete the rows of those keys                      4. insert rows
+        5. set next_offset                                    6. commit
+        Raises LogGapError, StaleEpochError after release, StoreError; then nothing is applied.
+        """
+        with self._writing:
+            self._check_held()
+            positions, pending = self._pending(batches)
+            if positions == self._next_offsets:
+                return
+            with self._registered(pending) as tables, self._begun() as connection:
+                for table, incoming in tables:
+                    if table.is_keyed:
+                        connection.execute(_delete_keys_sql(table, self._table(table), incoming))
+                    connection.execute(_insert_sql(table, self._table(table), incoming))
+                self._write_next_offsets(connection, positions)
+            self._next_offsets = positions
+
+    def delete_expired(self, now_ms: int) -> int:
+        """Deletes the rows that are older than their table's retention; returns how many."""
+        deleted = 0
+        with self._transaction() as connection:
+            for table in self._catalog.tables:
+                if table.retention_seconds is not None:
+                    row = connection.execute(
+                        f"DELETE FROM {self._table(table)} WHERE _timestamp < make_timestamptz(?)",
+                        [(now_ms - table.retention_seconds * 1000) * 1000],
+                    ).fetchone()
+                    deleted += int(row[0]) if row else 0
+        return deleted
+
+    def wal_bytes(self) -> int:
+        """Size of the write-ahead log."""
+        try:
+            return self.path.with_name(f"{self.path.name}.wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def checkpoint(self) -> None:
+        """Folds the write-ahead log into the file. Waits while the file is frozen. Raises StoreError."""
+        with self._checkpointing, self._writing:
+            self._check_held()
+            self._checkpoint()
+
+    def checkpoint_unless_frozen(self) -> bool:
+        """The same, but while the file is frozen it returns False at once: the log grows until a later call."""
+        if not self._checkpointing.acquire(blocking=False):
+            return False
+        try:
+            with self._writing:
+                self._check_held()
+                self._checkpoint()
+        finally:
+            self._checkpointing.release()
+        return True
+
+    @contextmanager
+    def frozen(self) -> Iterator[FrozenFile]:
+        """Checkpoints, then keeps the file's blocks as they are until the context ends; writes go on meanwhile."""
+        with self._checkpointing:
+            with self._writing:
+                self._check_held()
+                self._checkpoint()
+                file = FrozenFile(
+                    path=self.path,
+                    fd=self._fd,
+                    size_bytes=os.fstat(self._fd).st_size,
+                    next_offsets=self.next_offsets(),
+                    schema_versions={table.name: table.schema_version for table in self._catalog.tables},
+                )
+            yield file
+
+    def content_hash(self) -> str:
+        """Of all rows of all tables, metadata included, and next_offsets; the order of rows does not count.
+
+        Equal for stores of the same partition that applied the same records, however they came to them (invariant 8).
+        """
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            content = {
+                "offsets": sorted(cursor.execute(f"SELECT topic, next_offset FROM {self._own('offsets')}").fetchall()),
+                "tables": {table.name: self._table_hash(cursor, table) for table in self._catalog.tables},
+            }
+            cursor.execute("COMMIT")
+        finally:
+            cursor.close()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def release(self) -> None:
+        """Fences the writer and waits for the transaction or the copy in flight. Idempotent.
+
+        The descriptor stays open until `close_descriptor`, which must follow DETACH."""
+        with self._checkpointing, self._writing:
+            if not self._released:
+                self._released = True
+                self._connection.close()
+
+    def close_descriptor(self) -> None:
+        """After DETACH. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # -- under _writing ------------------------------------------------------------------------------------------
+
+    def _check_held(self) -> None:
+        if self._released:
+            raise StaleEpochError(
+                f"partition {self.partition} has been released", hint="its new owner applies these records"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._writing:
+            self._check_held()
+            with self._begun() as connection:
+                yield connection
+
+    @contextmanager
+    def _begun(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """BEGIN, then COMMIT or ROLLBACK."""
+        connection = self._connection
+        try:
+            connection.execute("BEGIN TRANSACTION")
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            with suppress(duckdb.Error):  # there may be no transaction left to roll back
+                connection.execute("ROLLBACK")
+            if isinstance(error, duckdb.Error):
+                raise StoreError(
+                    f"partition {self.partition}: {error}",
+                    hint="nothing was applied; if it repeats, close and reopen the partition",
+                ) from error
+            raise
+
+    def _checkpoint(self) -> None:
+        try:
+            self._connection.execute(f"CHECKPOINT {self.database}")
+        except duckdb.Error as error:
+            raise StoreError(f"partition {self.partition}: checkpoint failed: {error}", hint="retry later") from error
+
+    def _pending(
+        self, batches: Sequence[DecodedBatch]
+    ) -> tuple[dict[str, int], list[tuple[TableDefinition, pa.Table, pa.Table]]]:
+        """The positions after these batches, and per table the rows and deletes not applied yet, oldest first."""
+        positions = dict(self._next_offsets)
+        by_table: dict[str, list[DecodedBatch]] = {}
+        cuts: dict[str, int] = {}
+        for batch in batches:
+            source = batch.source
+            assert source.partition == self.partition, "a batch of another partition"
+            position = positions.get(source.topic)
+            if position is not None and source.first_offset > position:
+                raise LogGapError(
+                    f"{source.topic_partition}: the store needs offset {position}, the log continues at "
+                    f"{source.first_offset}",
+                    hint="records were deleted before they were applied: rebuild the partition from ClickHouse",
+                )
+            cuts.setdefault(source.topic, position if position is not None else source.first_offset)
+            if position is not None and source.next_offset <= position:
+                continue
+            positions[source.topic] = source.next_offset
+            by_table.setdefault(batch.table.name, []).append(_from_offset(batch, position))
+        pending = [
+            (
+                group[0].table,
+                pa.concat_tables([batch.rows for batch in group]),
+                pa.concat_tables([batch.deletes for batch in group]),
+            )
+            for group in by_table.values()
+        ]
+        return positions, [entry for entry in pending if len(entry[1]) or len(entry[2])]
+
+    @contextmanager
+    def _registered(
+        self, pending: list[tuple[TableDefinition, pa.Table, pa.Table]]
+    ) -> Iterator[list[tuple[TableDefinition, _Incoming]]]:
+        """Makes Arrow tables visible to the writer's connection, and to it only."""
+        tables: list[tuple[TableDefinition, _Incoming]] = []
+        names: list[str] = []
+        try:
+            for number, (table, rows, deletes) in enumerate(pending):
+                incoming = _Incoming(f"incoming_rows_{number}", f"incoming_keys_{number}")
+                if table.is_keyed:
+                    keys, rows = last_of_each_key(table, rows, deletes)
+                    self._connection.register(incoming.keys, keys)
+                    names.append(incoming.keys)
+                self._connection.register(incoming.rows, rows)
+                names.append(incoming.rows)
+                tables.append((table, incoming))
+            yield tables
+        finally:
+            for name in names:
+                self._connection.unregister(name)
+
+    def _write_next_offsets(self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int]) -> None:
+        changed = [[topic, offset] for topic, offset in positions.items() if self._next_offsets.get(topic) != offset]
+        for topic, offset in changed:
+            connection.execute(f"DELETE FROM {self._own('offsets')} WHERE topic = ?", [topic])
+            connection.execute(f"INSERT INTO {self._own('offsets')} VALUES (?, ?)", [topic, offset])
+
+    def _read_next_offsets(self) -> dict[str, int]:
+        rows = self._connection.execute(f"SELECT topic, next_offset FROM {self._own('offsets')}").fetchall()
+        return dict(rows)
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    def _own(self, name: str) -> str:
+        return f"{self.database}.pintail.{name}"
+
+    def _table(self, table: TableDefinition) -> str:
+        return f"{self.database}.main.{quote(table.name)}"
+
+    def _table_hash(self, cursor: duckdb.DuckDBPyConnection, table: TableDefinition) -> tuple[int, str]:
+        columns = ", ".join(quote(name) for name in (*table.column_names, *METADATA_COLUMNS))
+        row = cursor.execute(
+            f"SELECT count(*), coalesce(sum(hash({columns})::HUGEINT), 0)::VARCHAR FROM {self._table(table)}"
+        ).fetchone()
+        assert row is not None
+        return int(row[0]), str(row[1])
+
+
+@dataclass(frozen=True)
+class _Incoming:
+    rows: str
+    keys: str
+
+
+def last_of_each_key(table: TableDefinition, rows: pa.Table, deletes: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(the distinct keys of rows and deletes, the rows that are the last record of their key).
+
+    The records are of one partition of one topic, so the higher offset is the later record.
+    """
+    key = list(table.primary_key)
+    records = pa.concat_tables([part.select([*key, "_offset"]) for part in (rows, deletes)])
+    last = records.group_by(key, use_threads=False).aggregate([("_offset", "max")])
+    if len(last) < len(records) or len(deletes):
+        rows = rows.filter(pc.is_in(rows["_offset"], last["_offset_max"]))
+    return last.select(key), rows
+
+
+def _from_offset(batch: DecodedBatch, position: int | None) -> DecodedBatch:
+    """The batch without the rows and deletes below `position`."""
+    if position is None or position <= batch.source.first_offset:
+        return batch
+    return DecodedBatch(
+        table=batch.table,
+        source=batch.source,
+        rows=batch.rows.filter(pc.greater_equal(batch.rows["_offset"], position)),
+        deletes=batch.deletes.filter(pc.greater_equal(batch.deletes["_offset"], position)),
+        parked=batch.parked,
+    )
+
+
+def _delete_keys_sql(table: TableDefinition, target: str, incoming: _Incoming) -> str:
+    if len(table.primary_key) == 1:
+        (name,) = table.primary_key
+        key = _cast_key(table, name)
+        return f"DELETE FROM {target} WHERE {quote(name)} IN (SELECT {key} FROM {incoming.keys})"
+    matches = " AND ".join(f"t.{quote(name)} = k.{_cast_key(table, name)}" for name in table.primary_key)
+    return f"DELETE FROM {target} AS t USING {incoming.keys} AS k WHERE {matches}"
+
+
+def _cast_key(table: TableDefinition, name: str) -> str:
+    """UUIDs travel as text; without the cast the comparison would be one of texts, and scan slowly."""
+    return f"{quote(name)}::{duckdb_type(table.column(name).type)}"
+
+
+def _insert_sql(table: TableDefinition, target: str, incoming: _Incoming) -> str:
+    columns = ", ".join(quote(name) for name in (*table.column_names, *METADATA_COLUMNS))
+    return f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {incoming.rows}"

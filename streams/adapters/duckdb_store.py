@@ -1,0 +1,295 @@
+"""DuckDBStore: a worker's DuckDB instance with one attached file per partition, and what queries may see of it.
+
+One instance means one buffer pool and one memory limit; one file per partition means that a partition can be written,
+copied, lost and restored alone. Queries see views in an in-memory catalog, never the attached files. Called by the
+ingestion, recovery and query processes, from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import duckdb
+
+from schemas.catalog import Catalog
+from schemas.duckdb_ddl import create_table_sql, duckdb_type, migration_sql, quote
+from schemas.table import METADATA_COLUMNS, TableDefinition
+from streams.adapters.duckdb_file import (
+    FileLock,
+    damaged,
+    discard_unborn,
+    strip_zero_tail,
+    unsound_blocks,
+    wal_files,
+)
+from streams.adapters.duckdb_partition import FrozenFile, PartitionStore
+from streams.errors import StoreError, StoreLockedError
+
+__all__ = ["DuckDBStore", "FrozenFile", "PartitionStore"]
+
+ALL_PARTITIONS = "all_partitions"
+#: Files that every supported DuckDB version can read.
+_STORAGE_VERSION = "v1.5.0"
+_METADATA_TYPES = dict(zip(METADATA_COLUMNS, ("INTEGER", "BIGINT", "TIMESTAMPTZ"), strict=True))
+
+
+#: DuckDB's words for a file that a straggling query keeps open, in another process or in this one.
+_STILL_OPEN = re.compile("Could not set lock|already attached|file handle conflict")
+
+
+class DuckDBStore:
+    """The partition stores of one worker."""
+
+    def __init__(self, directory: Path, catalog: Catalog, *, memory_limit: str = "1GB", threads: int = 2) -> None:
+        self._directory = directory.resolve()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._catalog = catalog
+        self._lock = threading.RLock()  # guards the instance's catalog and the fields below
+        self._partitions: dict[int, PartitionStore] = {}
+        self._file_locks: dict[int, FileLock] = {}
+        self._scopes: frozenset[str] = frozenset()
+        self._instance = _open_instance(self._directory, memory_limit, threads)
+        self.publish_scopes(())
+
+    def path_of(self, partition: int) -> Path:
+        """The partition's file, whether it exists or not."""
+        return self._directory / f"{partition}.duckdb"
+
+    def partitions(self) -> Mapping[int, PartitionStore]:
+        """The open partitions."""
+        with self._lock:
+            return dict(self._partitions)
+
+    def open_partition(self, partition: int) -> PartitionStore:
+        """Locks, checks and attaches the partition's file, creating it and migrating its tables as needed.
+
+        Idempotent. Raises StoreLockedError, StoreCorruptError.
+        """
+        with self._lock:
+            if partition in self._partitions:
+                return self._partitions[partition]
+            file_lock = FileLock(self._directory / f"{partition}.lock")
+            try:
+                store = self._attach(partition)
+            except BaseException:
+                file_lock.release()
+                raise
+            self._file_locks[partition] = file_lock
+            self._partitions[partition] = store
+            return store
+
+    def close_partition(self, partition: int) -> None:
+        """Fences the writer, waits for the transaction in flight, detaches the file and unlocks it. Idempotent.
+
+        A query that still runs on the partition keeps the file open until it ends, but cannot change it.
+        """
+        with self._lock:
+            store = self._partitions.get(partition)
+            if store is None:
+                return
+            store.release()
+            self._instance.execute(f"DETACH {store.database}")
+            store.close_descriptor()
+            del self._partitions[partition]
+            self._file_locks.pop(partition).release()
+
+    def remove_partition(self, partition: int) -> None:
+        """Deletes the file and its logs (a stale log beside a restored file would be applied to it)."""
+        with self._lock:
+            assert partition not in self._partitions, "close the partition first"
+            path = self.path_of(partition)
+            file_lock = FileLock(self._directory / f"{partition}.lock")
+            try:
+                for file in (*wal_files(path), path):
+                    file.unlink(missing_ok=True)
+            finally:
+                file_lock.release()
+
+    def publish_scopes(self, serving: Collection[int]) -> None:
+        """Rebuilds the views of queries over exactly these partitions: `all_partitions` and one scope for each."""
+        with self._lock:
+            stores = {partition: self._partitions[partition] for partition in sorted(serving)}
+            scopes = {ALL_PARTITIONS: list(stores.values())}
+            scopes |= {f"p{partition}": [store] for partition, store in stores.items()}
+            statements = [f"DROP SCHEMA memory.{quote(name)} CASCADE" for name in self._scopes - scopes.keys()]
+            for name, members in scopes.items():
+                statements.append(f"CREATE SCHEMA IF NOT EXISTS memory.{quote(name)}")
+                statements += [_view_sql(name, table, members) for table in self._catalog.tables]
+                statements.append(_positions_view_sql(name, members))
+            self._in_transaction(statements)
+            self._scopes = frozenset(scopes)
+
+    def query_cursor(self, partition: int | None) -> duckdb.DuckDBPyConnection:
+        """A cursor for one query over the scope: all served partitions, or one. Close it after use.
+
+        Raises StoreError when the partition is not served here.
+        """
+        scope = ALL_PARTITIONS if partition is None else f"p{partition}"
+        with self._lock:
+            if scope not in self._scopes:
+                raise StoreError(f"partition {partition} is not served here", hint="ask the worker that owns it")
+            cursor = self._instance.cursor()
+            cursor.execute(f"USE memory.{quote(scope)}")
+        return cursor
+
+    def close(self) -> None:
+        """Closes all partitions and the instance."""
+        with self._lock:
+            for partition in list(self._partitions):
+                self.close_partition(partition)
+            self._instance.close()
+
+    # -- under _lock -----------------------------------------------------------------------------------------------
+
+    def _attach(self, partition: int) -> PartitionStore:
+        path, database = self.path_of(partition), f"partition_{partition}"
+        discard_unborn(path)
+        unsound = _unsound_blocks(path)
+        strip_zero_tail(path)
+        try:
+            self._instance.execute(f"ATTACH '{_text(path)}' AS {database} (STORAGE_VERSION '{_STORAGE_VERSION}')")
+        except duckdb.Error as error:
+            if _STILL_OPEN.search(str(error)):
+                raise StoreLockedError(f"{path}: {error}", hint="a query may still be reading it: retry") from error
+            raise damaged(path.name, f"DuckDB refuses it: {error}") from error
+        try:
+            if unsound and (lost := unsound & self._used_blocks(database)):
+                raise damaged(path.name, f"{len(lost)} blocks are damaged, the first is block {min(lost)}")
+            self._in_transaction(self._bring_forward(database))
+            return PartitionStore(
+                partition, path, database=database, catalog=self._catalog, connection=self._instance.cursor()
+            )
+        except duckdb.Error as error:
+            self._instance.execute(f"DETACH {database}")
+            raise damaged(path.name, str(error)) from error
+        except BaseException:
+            self._instance.execute(f"DETACH {database}")
+            raise
+
+    def _used_blocks(self, database: str) -> set[int]:
+        """The ids of the blocks that hold the file's tables and their description."""
+        execute = self._instance.execute
+        used = {block for (block,) in execute(f"SELECT block_id FROM pragma_metadata_info('{database}')").fetchall()}
+        tables = execute(
+            "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ?", [database]
+        ).fetchall()
+        for schema, table in tables:
+            name = _text(f"{database}.{quote(schema)}.{quote(table)}")
+            segments = f"pragma_storage_info('{name}')"
+            used |= {
+                block
+                for (block,) in execute(
+                    f"SELECT block_id FROM {segments} UNION SELECT unnest(additional_block_ids) FROM {segments}"
+                ).fetchall()
+            }
+        return used
+
+    def _bring_forward(self, database: str) -> list[str]:
+        """The statements that make the file hold the catalog's tables at their newest migration."""
+        own = f"{database}.pintail"
+        statements = [
+            f"CREATE SCHEMA IF NOT EXISTS {own}",
+            f"CREATE TABLE IF NOT EXISTS {own}.offsets (topic VARCHAR NOT NULL, next_offset BIGINT NOT NULL)",
+            f"CREATE TABLE IF NOT EXISTS {own}.migrations (table_name VARCHAR NOT NULL, number INTEGER NOT NULL)",
+            f"CREATE TABLE IF NOT EXISTS {own}.meta (key VARCHAR NOT NULL, value VARCHAR NOT NULL)",
+        ]
+        applied = self._applied_migrations(database)
+        for table in self._catalog.tables:
+            target = f"{database}.main.{quote(table.name)}"
+            numbers = [migration.number for migration in table.migrations] or [1]
+            newest = applied.get(table.name)
+            if newest is None:
+                statements.append(create_table_sql(table, qualified_name=target))
+            for number in numbers:
+                if newest is None or number > newest:
+                    if newest is not None:
+                        statements += migration_sql(table, number, qualified_name=target)
+                    statements.append(f"INSERT INTO {own}.migrations VALUES ('{_text(table.name)}', {number})")
+        return statements
+
+    def _applied_migrations(self, database: str) -> dict[str, int]:
+        known = self._instance.execute(
+            "SELECT 1 FROM duckdb_tables() WHERE database_name = ? AND schema_name = 'pintail'"
+            " AND table_name = 'migrations'",
+            [database],
+        ).fetchone()
+        if known is None:
+            return {}
+        return dict(
+            self._instance.execute(
+                f"SELECT table_name, max(number) FROM {database}.pintail.migrations GROUP BY ALL"
+            ).fetchall()
+        )
+
+    def _in_transaction(self, statements: list[str]) -> None:
+        self._instance.execute("BEGIN TRANSACTION")
+        try:
+            for statement in statements:
+                self._instance.execute(statement)
+            self._instance.execute("COMMIT")
+        except BaseException:
+            self._instance.execute("ROLLBACK")
+            raise
+
+
+def _open_instance(directory: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:
+    """An in-memory instance that reads and writes below `directory` only, and checkpoints only when told to."""
+    instance = duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": memory_limit,
+            "threads": threads,
+            "checkpoint_threshold": "1TB",
+            "temp_directory": str(directory / "spill"),
+            "python_enable_replacements": False,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        },
+    )
+    for statement in (
+        "PRAGMA disable_checkpoint_on_shutdown",
+        "SET GLOBAL TimeZone = 'UTC'",
+        f"SET allowed_directories = ['{_text(directory)}']",
+        "SET enable_external_access = false",
+        "SET lock_configuration = true",
+    ):
+        instance.execute(statement)
+    return instance
+
+
+def _unsound_blocks(path: Path) -> frozenset[int]:
+    """Checks the file; nothing is wrong with one that does not exist yet."""
+    if not path.exists():
+        return frozenset()
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return unsound_blocks(fd, path.name)
+    finally:
+        os.close(fd)
+
+
+def _view_sql(scope: str, table: TableDefinition, stores: list[PartitionStore]) -> str:
+    types = {column.name: duckdb_type(column.type) for column in table.columns} | _METADATA_TYPES
+    columns = ", ".join(map(quote, types))
+    selects = [f"SELECT {columns} FROM {store.database}.main.{quote(table.name)}" for store in stores]
+    if not selects:
+        nothing = ", ".join(f"NULL::{kind} AS {quote(name)}" for name, kind in types.items())
+        selects = [f"SELECT {nothing} WHERE false"]
+    return f"CREATE OR REPLACE VIEW memory.{quote(scope)}.{quote(table.name)} AS {' UNION ALL '.join(selects)}"
+
+
+def _positions_view_sql(scope: str, stores: list[PartitionStore]) -> str:
+    selects = [
+        f"SELECT {store.partition}::INTEGER AS partition, topic, next_offset FROM {store.database}.pintail.offsets"
+        for store in stores
+    ] or ["SELECT NULL::INTEGER AS partition, NULL::VARCHAR AS topic, NULL::BIGINT AS next_offset WHERE false"]
+    return f"CREATE OR REPLACE VIEW memory.{quote(scope)}._positions AS {' UNION ALL '.join(selects)}"
+
+
+def _text(value: object) -> str:
+    """The inside of an SQL string literal."""
+    return str(value).replace("'", "''")

@@ -1,0 +1,177 @@
+"""`pintail dev`: the whole system on this machine, until Ctrl-C.
+
+Starts what the settings do not already name (Kafka, Redis, ClickHouse), then the workers, says where everything is and
+what to try, and stops all of it in order at the end.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from shlex import quote
+from types import FrameType
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+
+from schemas.catalog import Catalog, load_catalog
+from streams.adapters.kafka_topics import topics_of
+from streams.config import ENVIRONMENT_PREFIX, Settings, load_settings
+from streams.errors import ConfigurationError
+from streams.localstack.memory_broker import LIMITS
+from streams.localstack.processes import ProcessState
+from streams.localstack.stack import SERVICES, LocalStack, StackOptions
+
+
+class Broker(StrEnum):
+    """Which broker a stack runs."""
+
+    KAFKA = "kafka"
+    MEMORY = "memory"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to `app`."""
+    app.command()(dev)
+
+
+def dev(
+    data_dir: Annotated[Path | None, typer.Option(help="Folder for all data [default: .pintail]")] = None,
+    broker: Annotated[Broker, typer.Option(help="memory: a first look without Java; nothing survives")] = Broker.KAFKA,
+    kafka_port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one")] = 0,
+    redis_port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one")] = 0,
+    clickhouse_port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses a free one")] = 0,
+    services_only: Annotated[bool, typer.Option(help="Kafka, Redis and ClickHouse, without the workers")] = False,
+    store_workers: Annotated[int, typer.Option(min=1, max=64, help="How many store workers share the partitions")] = 1,
+) -> None:
+    """Run everything on this machine, without Docker, until Ctrl-C.
+
+    Services that the settings name (PINTAIL_KAFKA, PINTAIL_REDIS, PINTAIL_CLICKHOUSE) are used, the others are started.
+    """
+    if broker is Broker.MEMORY and kafka_port:
+        raise ConfigurationError("the in-memory broker chooses its own port", hint="leave --kafka-port out")
+    settings = load_settings(running_stack=False)
+    catalog = load_catalog(settings.tables_dir)
+    options = StackOptions(
+        given={name: address for name in SERVICES if (address := getattr(settings, name))},
+        broker="memory" if broker is Broker.MEMORY else "kafka",
+        memory_topics=tuple(topic.name for topic in topics_of(catalog, settings)),
+        ports={"kafka": kafka_port, "redis": redis_port, "clickhouse": clickhouse_port},
+        store_workers=0 if services_only else store_workers,
+        sink_workers=0 if services_only else 1,
+        snapshot_key_generated=not settings.snapshot_key.get_secret_value(),
+    )
+    console = Console(highlight=False)
+    if broker is Broker.MEMORY:
+        console.print(f"Note: {LIMITS}.", soft_wrap=True)
+    with _ending_signals_interrupt(), _Progress(console) as progress:
+        stack = LocalStack(data_dir or settings.data_dir, options, report=progress)
+        try:
+            stack.start()
+            progress.pause()
+            _say_what_is_there(console, stack, settings, catalog)
+            stack.wait()
+        except KeyboardInterrupt:
+            progress.resume("stopping")
+        finally:
+            with _signals_ignored():
+                stack.stop()
+
+
+class _Progress:
+    """Reports of the stack as lines; on a terminal what is still going on is a spinner instead."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = console.status("starting")
+        self._under_way: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> _Progress:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def __call__(self, name: str, state: ProcessState, detail: str) -> None:
+        with self._lock:
+            if state in (ProcessState.PREPARING, ProcessState.STARTING):
+                self._under_way[name] = f"{name} {detail or state}"
+            else:
+                self._under_way.pop(name, None)
+            self._status.update(", ".join(self._under_way.values()))
+            if name not in self._under_way or not self._console.is_terminal:
+                self._console.print(f"{name:<11} {state:<10} {detail}".rstrip(), markup=False, soft_wrap=True)
+
+    def pause(self) -> None:
+        """No spinner while nothing is going on."""
+        self._status.stop()
+
+    def resume(self, text: str) -> None:
+        """The spinner again, with `text`."""
+        self._status.update(text)
+        self._status.start()
+
+
+def _say_what_is_there(console: Console, stack: LocalStack, settings: Settings, catalog: Catalog) -> None:
+    lines = ["", "Pintail is ready." if stack.has_workers else "The servers are ready."]
+    lines += [f"  {name:<12}{without_password(address)}" for name, address in stack.addresses.items()]
+    for name, process in stack.processes.items():
+        if name not in SERVICES:
+            lines.append(f"  {name:<12}http://127.0.0.1:{process.specification.port}/metrics")
+    lines += [f"  {'data, logs':<12}{stack.data_dir}", "", "Try, in another terminal:"]
+    prefix = (
+        ""
+        if stack.data_dir == settings.data_dir.resolve()
+        else f"{ENVIRONMENT_PREFIX}DATA_DIR={quote(str(stack.data_dir))} "
+    )
+    lines.append(f"  {prefix}pintail tables")
+    if stack.has_workers and catalog.tables:
+        lines.append(f'  {prefix}pintail query "SELECT count(*) FROM {catalog.tables[0].name}"')
+    lines += [f"  kcat -b {stack.addresses['kafka']} -L", "", "Ctrl-C stops everything; the data stays."]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def without_password(address: str) -> str:
+    """An address fit to be shown."""
+    parts = urlsplit(address)
+    if "@" not in parts.netloc:
+        return address
+    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
+
+
+@contextmanager
+def _ending_signals_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the command the way Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with _handlers(interrupt, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """A second Ctrl-C does not cut the orderly stop short."""
+    with _handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextmanager
+def _handlers(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: signal.Signals
+) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

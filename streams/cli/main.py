@@ -1,0 +1,35 @@
+"""`pintail`: the command line. Each command lives in a module of its own and registers itself here."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from streams.cli import config, dev, query, snapshots, tables, worker
+from streams.errors import PintailError
+
+app = typer.Typer(
+    name="pintail",
+    help="Keeps the tail of a Kafka log queryable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (dev, worker, query, tables, snapshots, config):
+    module.register(app)
+
+
+def main() -> None:
+    """Entry point: operating errors become one clear line and exit status 1."""
+    try:
+        app()
+    except PintailError as error:
+        print(f"pintail: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  what to do: {error.hint}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

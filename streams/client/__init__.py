@@ -1,0 +1,18 @@
+"""Ask queries over Kafka.
+
+    from streams.client import Client
+
+    with Client.connect() as client:
+        answer = client.query("SELECT carrier, count(*) FROM flights GROUP BY ALL ORDER BY 2 DESC")
+        print(answer.to_dicts(), answer.offsets)
+
+`AsyncClient` is the same with await. Both raise QueryRefusedError and RequestTimeoutError (streams.errors).
+"""
+
+from schemas.messages import AnswerLimits
+from streams.client.answer import Answer
+from streams.client.async_client import AsyncClient
+from streams.client.blocking import Client
+from streams.errors import QueryRefusedError, RequestTimeoutError
+
+__all__ = ["Answer", "AnswerLimits", "AsyncClient", "Client", "QueryRefusedError", "RequestTimeoutError"]

@@ -1,0 +1,272 @@
+"""The asyncio client: asks over the query topic, waits on one partition of the reply topic.
+
+Any number of requests may be in flight; replies find their request by id. The reply partition is read from its end,
+and its position is known before the first request is sent, so no reply can be missed. Retriable refusals are asked
+again until the deadline, each time under a new id, so that a late reply is never taken for a newer one's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import uuid
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from schemas.messages import Answer as JsonAnswer
+from schemas.messages import (
+    AnswerFormat,
+    AnswerLimits,
+    ArrowAnswer,
+    QueryRequest,
+    Refusal,
+    RequestError,
+    read_reply,
+    serialise_request,
+)
+from streams.adapters.kafka_options import kafka_client_options
+from streams.adapters.kafka_partitioner import partition_of
+from streams.adapters.kafka_topics import QUERY_RETENTION_MS, REPLY_PARTITIONS, TopicSpecification, ensure_topics
+from streams.client.answer import Answer
+from streams.config import Settings, load_settings
+from streams.errors import ConfigurationError, QueryRefusedError, RequestTimeoutError
+from streams.limits import QUERY_DEADLINE_MS_DEFAULT, QUERY_DEADLINE_MS_MAX
+
+log = logging.getLogger(__name__)
+
+Params = Sequence[Any] | Mapping[str, Any]
+_Reply = JsonAnswer | ArrowAnswer | Refusal
+
+_FIRST_PAUSE_SECONDS = 0.02
+_LONGEST_PAUSE_SECONDS = 0.5
+_METADATA_SECONDS_MAX = 3
+#: The worker gets the budget less this part of it, so that its refusal is back before the client gives up.
+_WAY_BACK_FRACTION = 0.1
+_WAY_BACK_MS_MAX = 100
+
+
+class AsyncClient:
+    """Asks queries. Make one with `await AsyncClient.connect()` and share it; close it, or use it as a context."""
+
+    def __init__(
+        self, settings: Settings, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer, query_partitions: int
+    ) -> None:
+        self._settings = settings
+        self._producer = producer
+        self._consumer = consumer
+        self._query_partitions = query_partitions
+        (self._reply_partition,) = (tp.partition for tp in consumer.assignment())
+        self._waiting: dict[str, asyncio.Future[_Reply]] = {}
+        self._reading = asyncio.create_task(self._read_replies())
+
+    @classmethod
+    async def connect(cls, settings: Settings | None = None) -> Self:
+        """Connects to the Kafka of `settings`; without them, to that of the environment or the local stack.
+
+        Raises ConfigurationError when Kafka cannot be reached or no worker has created the query topic.
+        """
+        if settings is None:
+            settings = await asyncio.to_thread(load_settings)
+        options = kafka_client_options(settings)
+        partitions = await _partition_counts(settings, options)
+        producer = AIOKafkaProducer(**options, linger_ms=0, acks=1)
+        consumer = AIOKafkaConsumer(**options, enable_auto_commit=False, auto_offset_reset="latest")
+        try:
+            await producer.start()
+            await consumer.start()
+            reply = TopicPartition(settings.reply_topic, random.randrange(partitions[settings.reply_topic]))  # noqa: S311
+            consumer.assign([reply])
+            await consumer.seek_to_end(reply)
+            await consumer.position(reply)  # fixes the position: without it, the first fetch would choose a later end
+        except BaseException as error:
+            await _stop(consumer, producer)
+            if isinstance(error, KafkaError):
+                raise _unreachable(settings, error) from error
+            raise
+        return cls(settings, producer, consumer, partitions[settings.query_topic])
+
+    async def close(self) -> None:
+        """Disconnects; requests in flight end with RequestTimeoutError. Idempotent."""
+        self._reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reading
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(RequestTimeoutError("the client was closed", hint="keep it open while you wait"))
+        await _stop(self._consumer, self._producer)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def query(
+        self,
+        sql: str,
+        params: Params | None = None,
+        *,
+        key: str | None = None,
+        deadline_ms: int = QUERY_DEADLINE_MS_DEFAULT,
+        at_least: Mapping[str, Mapping[int, int]] | None = None,
+        format: Literal["json", "arrow"] = "json",  # noqa: A002  # the protocol's word
+        limits: AnswerLimits | None = None,
+    ) -> Answer:
+        """The answer to one query.
+
+        `params` is a sequence for ? and $1, a mapping for $name. `key` asks only the partition that owns it.
+        `at_least` (topic -> partition -> offset of a record) makes the answer reflect those records.
+        Raises QueryRefusedError, or RequestTimeoutError if nothing came before the deadline.
+        """
+        template = QueryRequest(
+            id="template",
+            sql=sql,
+            params=dict(params) if isinstance(params, Mapping) else list(params or ()),
+            key=key,
+            reply_to=self._settings.reply_topic,
+            reply_partition=self._reply_partition,
+            format=AnswerFormat(format),
+            at_least={topic: dict(positions) for topic, positions in (at_least or {}).items()},
+            limits=limits or AnswerLimits(),
+        )
+        deadline = _now() + min(deadline_ms, QUERY_DEADLINE_MS_MAX) / 1000
+        pause = _FIRST_PAUSE_SECONDS
+        refused: QueryRefusedError | None = None
+        while True:
+            try:
+                reply = await self._ask(template, deadline)
+            except RequestTimeoutError as late:
+                raise refused or late from None  # an earlier refusal says more than the clock
+            if not isinstance(reply, Refusal):
+                return Answer.of(reply)
+            refused = QueryRefusedError(reply.message, code=reply.code, hint=reply.hint, retriable=reply.retriable)
+            wait = max(pause * random.uniform(0.5, 1), (reply.retry_after_ms or 0) / 1000)  # noqa: S311
+            if not reply.retriable or _now() + wait >= deadline:
+                raise refused
+            await asyncio.sleep(wait)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _ask(self, template: QueryRequest, deadline: float) -> _Reply:
+        """One request, one reply. Raises RequestTimeoutError."""
+        remaining_ms = (deadline - _now()) * 1000
+        budget_ms = remaining_ms - min(remaining_ms * _WAY_BACK_FRACTION, _WAY_BACK_MS_MAX)
+        request = template.model_copy(update={"id": uuid.uuid4().hex, "deadline_ms": int(budget_ms)})
+        key = None if request.key is None else request.key.encode()
+        partition = (
+            random.randrange(self._query_partitions)  # noqa: S311
+            if key is None
+            else partition_of(key, self._query_partitions)
+        )
+        future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = future
+        try:
+            async with asyncio.timeout_at(deadline):
+                sent = await self._producer.send(
+                    self._settings.query_topic, value=serialise_request(request), key=key, partition=partition
+                )
+                sent.add_done_callback(lambda sent: self._failed_to_send(future, sent))
+                return await future
+        except TimeoutError:
+            raise RequestTimeoutError(
+                f"no reply from partition {partition} of {self._settings.query_topic} before the deadline",
+                hint="check that a store worker runs (`pintail worker store`), or give a longer deadline",
+            ) from None
+        except KafkaError as error:
+            raise RequestTimeoutError(
+                f"the request could not be sent: {error!r}", hint="check that the broker runs"
+            ) from error
+        finally:
+            del self._waiting[request.id]
+
+    @staticmethod
+    def _failed_to_send(future: asyncio.Future[_Reply], sent: asyncio.Future[Any]) -> None:
+        error = None if sent.cancelled() else sent.exception()
+        if error is not None and not future.done():
+            future.set_exception(error)
+
+    async def _read_replies(self) -> None:
+        while True:
+            try:
+                fetched = await self._consumer.getmany(timeout_ms=1_000)
+            except KafkaError as error:
+                log.warning("reading replies: %r", error)
+                await asyncio.sleep(_LONGEST_PAUSE_SECONDS)
+                continue
+            for records in fetched.values():
+                for record in records:
+                    self._deliver(record)
+
+    def _deliver(self, record: Any) -> None:
+        """Hands a reply to its request. Replies to others on the same partition are recognised by their key alone."""
+        future = self._waiting.get((record.key or b"").decode("utf-8", "replace"))
+        if future is None or future.done():
+            return
+        try:
+            future.set_result(read_reply(record.value or b"", record.headers))
+        except RequestError as error:
+            log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
+
+
+async def _partition_counts(settings: Settings, options: Mapping[str, Any]) -> dict[str, int]:
+    """Partitions of the query and the reply topic. Creates the reply topic if it is missing, never the query topic."""
+    admin = AIOKafkaAdminClient(**options)
+    topics = {settings.query_topic, settings.reply_topic}
+    counts: dict[str, int] = {}
+    try:
+        await admin.start()
+        # A broker learns of a topic, and then of its partitions, a moment after it was created.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_METADATA_SECONDS_MAX):
+                while counts.keys() != topics or not all(counts.values()):
+                    existing = topics.intersection(await admin.list_topics())
+                    if existing == {settings.query_topic}:
+                        await _create_reply_topic(settings)
+                    described = await admin.describe_topics(sorted(existing)) if existing else []
+                    counts = {topic["topic"]: len(topic["partitions"]) for topic in described}
+                    await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+        if not counts.get(settings.query_topic):
+            raise ConfigurationError(
+                f"Kafka at {settings.kafka} has no topic {settings.query_topic!r}: no store worker has run there yet",
+                hint="start one (`pintail worker store`), or check PINTAIL_KAFKA and PINTAIL_APPLICATION",
+            )
+        if not counts.get(settings.reply_topic):
+            raise ConfigurationError(
+                f"Kafka at {settings.kafka} names no partitions of {settings.reply_topic!r}",
+                hint="check that the broker is healthy, then try again",
+            )
+        return counts
+    except KafkaError as error:
+        raise _unreachable(settings, error) from error
+    finally:
+        await admin.close()
+
+
+async def _create_reply_topic(settings: Settings) -> None:
+    retention = {"retention.ms": str(QUERY_RETENTION_MS)}
+    await ensure_topics(
+        [TopicSpecification(settings.reply_topic, REPLY_PARTITIONS, exact=False, configuration=retention)], settings
+    )
+
+
+async def _stop(consumer: AIOKafkaConsumer, producer: AIOKafkaProducer) -> None:
+    """Stops both, also when one fails: a consumer stopped before its first assignment raises CancelledError."""
+    await asyncio.gather(consumer.stop(), producer.stop(), return_exceptions=True)
+
+
+def _unreachable(settings: Settings, error: KafkaError) -> ConfigurationError:
+    return ConfigurationError(
+        f"Kafka at {settings.kafka}: {error!r}", hint="check PINTAIL_KAFKA and that the broker runs (`pintail dev`)"
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,91 @@
+"""The blocking client: the asyncio client on an event loop in a thread of its own. Safe to share between threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from schemas.messages import AnswerLimits
+from streams.client.answer import Answer
+from streams.client.async_client import AsyncClient, Params
+from streams.config import Settings
+from streams.limits import QUERY_DEADLINE_MS_DEFAULT
+
+T = TypeVar("T")
+
+
+class _LoopThread:
+    """An event loop that runs in the background until it is stopped."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pintail-client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # Ctrl-C must not leave the request running
+            raise
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Client:
+    """Asks queries and waits. `with Client.connect() as client: client.query("SELECT ...")`."""
+
+    def __init__(self, thread: _LoopThread, client: AsyncClient) -> None:
+        self._thread = thread
+        self._client = client
+        self._closed = False
+
+    @classmethod
+    def connect(cls, settings: Settings | None = None) -> Self:
+        """See AsyncClient.connect."""
+        thread = _LoopThread()
+        try:
+            return cls(thread, thread.run(AsyncClient.connect(settings)))
+        except BaseException:
+            thread.stop()
+            raise
+
+    def close(self) -> None:
+        """Disconnects. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._thread.run(self._client.close())
+            self._thread.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def query(
+        self,
+        sql: str,
+        params: Params | None = None,
+        *,
+        key: str | None = None,
+        deadline_ms: int = QUERY_DEADLINE_MS_DEFAULT,
+        at_least: Mapping[str, Mapping[int, int]] | None = None,
+        format: Literal["json", "arrow"] = "json",  # noqa: A002  # the protocol's word
+        limits: AnswerLimits | None = None,
+    ) -> Answer:
+        """See AsyncClient.query."""
+        return self._thread.run(
+            self._client.query(
+                sql, params, key=key, deadline_ms=deadline_ms, at_least=at_least, format=format, limits=limits
+            )
+        )

@@ -1,0 +1,243 @@
+"""Typed settings: environment (`PINTAIL_*`) over `pintail.toml` over the running local stack over defaults.
+
+All faults are reported at once, with the variable to set. Secrets never print.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from streams.errors import ConfigurationError
+from streams.limits import (
+    INGEST_BUFFER_BYTES_MAX,
+    MIB,
+    QUERY_ANSWER_BYTES_MAX,
+    QUERY_ROWS_MAX,
+)
+
+ENVIRONMENT_PREFIX = "PINTAIL_"
+SETTINGS_FILE = Path("pintail.toml")
+#: Written by `pintail dev`, below the data directory: the addresses of the running local stack.
+STACK_FILE_NAME = "stack.json"
+PACKAGED_TABLES = Path(__file__).resolve().parent.parent / "schemas" / "tables"
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured. Durations carry their unit in the name."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid")
+
+    # Where things are
+    kafka: str = Field(default="", description="Bootstrap servers, host:port, several with commas")
+    redis: str = Field(default="", description="Redis URL, redis://:password@host:port/0")
+    clickhouse: str = Field(default="", description="ClickHouse URL, http://user:password@host:8123/database")
+    data_dir: Path = Field(default=Path(".pintail"), description="Folder of the local stack, of stores and of state")
+    tables_dir: Path = Field(default=PACKAGED_TABLES, description="Folder with one folder of SQL files per table")
+
+    # Kafka
+    application: str = Field(default="pintail", description="Prefix of consumer groups, topics and Redis keys")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="How clients connect to the brokers"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="Mechanism of the SASL protocols"
+    )
+    kafka_username: str = Field(default="", description="User of the SASL protocols")
+    kafka_password: SecretStr = Field(default=SecretStr(""), description="Password of the SASL protocols")
+    kafka_ca_file: Path | None = Field(
+        default=None, description="Certificates (PEM) to check the brokers against; without it, the system's"
+    )
+    topic_replication_factor: int = Field(default=1, ge=1, description="Replicas of the topics that Pintail creates")
+
+    # Store worker
+    worker: str = Field(
+        default="store-0",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Name of this worker: unique in its group, and the same after a restart",
+    )
+    store_memory_limit: str = Field(
+        default="1GB",
+        pattern=r"^\d+(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)$",
+        description="Memory of DuckDB's buffer pool, over all partitions of a worker",
+    )
+    store_threads: int = Field(default=2, ge=1, description="Threads of DuckDB, for queries and commits together")
+    ingest_buffer_bytes_max: int = Field(
+        default=INGEST_BUFFER_BYTES_MAX, ge=MIB, description="Bytes fetched but not yet durable, per worker"
+    )
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Port of /metrics, /health and /ready; 0 serves none of them"
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address on which that port listens")
+
+    # Queries
+    query_rows_max: int = Field(default=QUERY_ROWS_MAX, ge=1, description="Rows of one answer")
+    query_answer_bytes_max: int = Field(
+        default=QUERY_ANSWER_BYTES_MAX, ge=1024, description="Bytes of one answer; keep it below max.message.bytes"
+    )
+    query_concurrency_max: int = Field(default=4, ge=1, description="Queries that one worker runs at once")
+
+    # Snapshots
+    snapshot_key: SecretStr = Field(default=SecretStr(""), description="AES-256 key, 64 hexadecimal digits")
+    snapshot_key_file: Path | None = Field(default=None, description="File with the AES-256 key, if no key is given")
+    snapshot_interval_seconds: float = Field(
+        default=30.0, gt=0, description="How often partitions that moved are snapshotted"
+    )
+    snapshots_kept: int = Field(default=3, ge=1, description="Versions kept in Redis, per partition")
+    snapshot_unsafe_redis_allowed: bool = Field(
+        default=False, description="Accept a Redis that evicts or does not persist"
+    )
+
+    # Sink
+    sink_flush_rows_max: int = Field(default=50_000, ge=1, description="Rows at which a micro-batch is delivered")
+    sink_flush_bytes_max: int = Field(
+        default=16 * MIB, ge=1024, description="Bytes of records at which a micro-batch is delivered"
+    )
+    sink_flush_interval_ms: int = Field(default=200, ge=1, description="Age at which a micro-batch is delivered")
+
+    @field_validator("snapshot_key")
+    @classmethod
+    def _snapshot_key_is_aes256(cls, key: SecretStr) -> SecretStr:
+        text = key.get_secret_value()
+        if text:
+            try:
+                length = len(bytes.fromhex(text))
+            except ValueError:
+                length = 0
+            if length != 32:
+                raise ValueError("must be 64 hexadecimal digits (openssl rand -hex 32)")
+        return key
+
+    @field_validator("snapshot_key_file")
+    @classmethod
+    def _snapshot_key_file_holds_a_key(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            cls._snapshot_key_is_aes256(_read_key(path))
+        return path
+
+    @model_validator(mode="after")
+    def _take_snapshot_key_from_its_file(self) -> Self:
+        if self.snapshot_key_file is not None and not self.snapshot_key.get_secret_value():
+            self.snapshot_key = _read_key(self.snapshot_key_file)
+        return self
+
+    @field_validator("kafka")
+    @classmethod
+    def _kafka_is_host_port(cls, servers: str) -> str:
+        for server in filter(None, servers.split(",")):
+            host, _, port = server.strip().rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"{server!r} is not host:port")
+        return servers
+
+    @property
+    def query_topic(self) -> str:
+        """Where queries are asked."""
+        return f"{self.application}.query"
+
+    @property
+    def query_dead_letter_topic(self) -> str:
+        """Where requests go that cannot even be refused (nowhere to reply to)."""
+        return f"{self.query_topic}.dead-letters"
+
+    @property
+    def reply_topic(self) -> str:
+        """Where the client has its replies sent."""
+        return f"{self.application}.replies"
+
+    @property
+    def store_group(self) -> str:
+        """Consumer group of the store workers."""
+        return f"{self.application}-store"
+
+    @property
+    def sink_group(self) -> str:
+        """Consumer group of the sink workers."""
+        return f"{self.application}-sink"
+
+    @property
+    def store_dir(self) -> Path:
+        """Where this worker keeps its partition files."""
+        return self.data_dir / "stores" / self.worker
+
+    def require(self, *names: Literal["kafka", "redis", "clickhouse", "snapshot_key"]) -> None:
+        """ConfigurationError that names every one of `names` that is not set."""
+        missing = []
+        for name in names:
+            value = getattr(self, name)
+            if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
+                missing.append(f"{ENVIRONMENT_PREFIX}{name.upper()}")
+        if missing:
+            raise ConfigurationError(
+                f"not set: {', '.join(missing)}",
+                hint="set them in the environment or in pintail.toml, or start a local stack with `pintail dev`",
+            )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Explicit arguments and the environment only; `load_settings` merges the files beneath them."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+
+def load_settings(settings_file: Path = SETTINGS_FILE, *, running_stack: bool = True, **overrides: Any) -> Settings:
+    """Environment over `overrides` over the settings file over the running local stack over defaults.
+
+    `running_stack=False` leaves out the local stack, for the one who is about to start it. Raises ConfigurationError
+    that lists every fault.
+    """
+    values = {**_read_toml(settings_file), **overrides}
+    data_dir = Path(_from_environment("data_dir") or values.get("data_dir") or ".pintail")
+    if running_stack:
+        values = {**read_stack_file(data_dir), **values}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        faults = [f"{ENVIRONMENT_PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise ConfigurationError(
+            "settings that cannot be used:\n  " + "\n  ".join(faults),
+            hint="correct them in the environment or in pintail.toml; `pintail config` shows all settings",
+        ) from None
+
+
+def read_stack_file(data_dir: Path) -> dict[str, str]:
+    """The settings that a running local stack left for other processes; empty if none runs."""
+    try:
+        stack = json.loads((data_dir / STACK_FILE_NAME).read_text())
+    except FileNotFoundError:
+        return {}
+    return {name: value for name, value in stack.get("settings", {}).items() if name in Settings.model_fields}
+
+
+def _read_key(path: Path) -> SecretStr:
+    try:
+        return SecretStr(path.read_text().strip())
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: {error}", hint="correct the TOML syntax") from None
+
+
+def _from_environment(name: str) -> str | None:
+    import os
+
+    return os.environ.get(f"{ENVIRONMENT_PREFIX}{name.upper()}")

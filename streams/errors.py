@@ -1,0 +1,146 @@
+"""Every operating error of Pintail, as a tree. Programmer errors are asserts.
+
+    PintailError
+    +- ConfigurationError          settings or table files that cannot be used
+    |  +- TableFileError           a table file, with file, line and column
+    |  +- TopicShapeError          a Kafka topic exists with another partition count
+    |  +- ClickHouseShapeError     a ClickHouse table exists with another shape
+    |  +- MissingProgramError      something the local stack needs is not installed
+    +- StoreError                  the DuckDB side
+    |  +- StoreLockedError         another process holds the partition's file
+    |  +- StoreCorruptError        a partition file failed its integrity check
+    |  +- LogGapError              Kafka no longer holds the offset the store needs
+    |  +- StaleEpochError          an effect was attempted under a revoked assignment
+    +- SnapshotError               the snapshot repository
+    |  +- SnapshotNotFoundError    no such version, or none at all
+    |  +- SnapshotCorruptError     a block or manifest is missing or changed
+    |  |  +- SnapshotKeyError      a block or manifest was written under another key
+    |  +- SnapshotFencedError      another owner with a newer epoch has published or claimed
+    |  +- SnapshotStoreUnsafeError Redis evicts or forgets (policy, persistence)
+    |  +- SnapshotStoreUnavailableError  Redis is away, loading or full: retry (retriable)
+    +- SinkError                   ClickHouse delivery
+    |  +- SinkUnavailableError     refused, reset, timed out, overloaded: retry (retriable)
+    |  +- SinkRejectedError        ClickHouse answered with an error that only an operator can cure; carries its code
+    |  +- SinkFencedError          the BEFORE record was refused: another member owns the partition
+    +- LocalStackError             a server of `pintail dev` did not start, or another run holds its folder
+    +- QueryRefusedError           a query got a refusal; carries the refusal's code
+    +- RequestTimeoutError         no reply before the deadline
+
+Each error says what happened in its message and what to do about it in `hint`.
+"""
+
+from __future__ import annotations
+
+# Re-exported: the root lives in schemas/, which imports nothing of streams/.
+from schemas.errors import ConfigurationError as ConfigurationError
+from schemas.errors import PintailError as PintailError
+from schemas.errors import TableFileError as TableFileError
+
+
+class TopicShapeError(ConfigurationError):
+    """A Kafka topic exists with another partition count than its table says."""
+
+
+class ClickHouseShapeError(ConfigurationError):
+    """A ClickHouse table exists with another shape than its definition; the message shows the difference."""
+
+
+class MissingProgramError(ConfigurationError):
+    """A program that the local stack needs is not on this machine."""
+
+
+class StoreError(PintailError):
+    """The partition stores."""
+
+
+class StoreLockedError(StoreError):
+    """Another process holds the partition's file."""
+
+    retriable = True
+
+
+class StoreCorruptError(StoreError):
+    """A partition file failed its integrity check or cannot be opened."""
+
+
+class LogGapError(StoreError):
+    """Kafka no longer holds the offset the store needs next; records would be skipped silently."""
+
+
+class StaleEpochError(StoreError):
+    """An effect was attempted under an assignment that has been revoked."""
+
+
+class SnapshotError(PintailError):
+    """The snapshot repository."""
+
+
+class SnapshotNotFoundError(SnapshotError):
+    """No such version, or no snapshot at all."""
+
+
+class SnapshotCorruptError(SnapshotError):
+    """A block or a manifest is missing or changed. `blocks` names the blocks at fault, if blocks are."""
+
+    def __init__(self, message: str, *, hint: str = "", blocks: frozenset[str] = frozenset()) -> None:
+        super().__init__(message, hint=hint)
+        self.blocks = blocks
+
+
+class SnapshotKeyError(SnapshotCorruptError):
+    """A block or a manifest was written under another key than the configured one; it may well be intact."""
+
+
+class SnapshotFencedError(SnapshotError):
+    """Another owner with a newer epoch has claimed the partition or published."""
+
+
+class SnapshotStoreUnsafeError(SnapshotError):
+    """Redis would evict or forget snapshots (eviction policy, no persistence)."""
+
+
+class SnapshotStoreUnavailableError(SnapshotError):
+    """Redis cannot be reached, is still loading, or is full; the same call may succeed later."""
+
+    retriable = True
+
+
+class SinkError(PintailError):
+    """Delivery to ClickHouse."""
+
+
+class SinkUnavailableError(SinkError):
+    """ClickHouse refused, reset, timed out or is overloaded; the same insert may succeed later."""
+
+    retriable = True
+
+
+class SinkRejectedError(SinkError):
+    """ClickHouse refused a statement for a reason that waiting does not cure. `code` is ClickHouse's error code."""
+
+    def __init__(self, message: str, *, code: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class SinkFencedError(SinkError):
+    """The BEFORE record was refused: another member of the group owns the partition."""
+
+
+class LocalStackError(PintailError):
+    """A server of the local stack did not start or died, or another run holds the data folder."""
+
+
+class QueryRefusedError(PintailError):
+    """A query got a refusal. `code` is one of schemas.messages.RefusalCode; `retriable` follows the refusal."""
+
+    def __init__(self, message: str, *, code: str, hint: str = "", retriable: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.retriable = retriable  # type: ignore[misc]  # a refusal decides per case
+
+
+class RequestTimeoutError(PintailError):
+    """No reply came before the deadline."""
+
+    retriable = True

@@ -1,0 +1,49 @@
+"""Every limit, named once, with the relations between them asserted at the end."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+#: A snapshot block; DuckDB's own block size, so that one changed page changes one block.
+SNAPSHOT_BLOCK_BYTES = 256 * KIB
+#: Largest encoded block stored in Redis: one byte more would cost the next allocator size class.
+REDIS_VALUE_BYTES_MAX = 262_080
+
+#: A record with a larger value is parked, not decoded.
+RECORD_BYTES_MAX = 8 * MIB
+#: Nesting deeper than this is parked, not decoded.
+JSON_DEPTH_MAX = 64
+#: Dead-letter topics accept this much; larger payloads are parked truncated, with a header that says so.
+DEAD_LETTER_BYTES_MAX = 16 * MIB
+#: What one dead letter keeps of a payload that does not fit its topic.
+DEAD_LETTER_TRUNCATED_BYTES = 64 * KIB
+
+#: Bytes of fetched batches that may wait for their transaction, per worker.
+INGEST_BUFFER_BYTES_MAX = 64 * MIB
+#: Bytes of queued batches that one transaction takes.
+TRANSACTION_BYTES_MAX = 32 * MIB
+#: A partition's write-ahead log is folded into its file beyond this size.
+WAL_BYTES_MAX = 64 * MIB
+
+QUERY_SQL_CHARS_MAX = 20_000
+QUERY_ROWS_MAX = 10_000
+QUERY_ANSWER_BYTES_MAX = 900 * KIB
+QUERY_DEADLINE_MS_DEFAULT = 5_000
+QUERY_DEADLINE_MS_MAX = 120_000
+#: Requests that one worker holds (waiting, queued, running); the next one is refused as overloaded.
+QUERY_IN_FLIGHT_MAX = 2_000
+#: Nodes, nesting, and tables plus SELECTs of one query's syntax tree.
+QUERY_NODES_MAX = 5_000
+QUERY_DEPTH_MAX = 64
+QUERY_SOURCES_MAX = 64
+#: How many times larger than a stored value a value that a query builds may become.
+QUERY_GROWTH_MAX = 4_096
+#: Characters of one text among a query's parameters.
+QUERY_PARAM_CHARS_MAX = QUERY_SQL_CHARS_MAX
+
+assert TRANSACTION_BYTES_MAX <= INGEST_BUFFER_BYTES_MAX
+assert RECORD_BYTES_MAX <= DEAD_LETTER_BYTES_MAX
+assert DEAD_LETTER_TRUNCATED_BYTES < DEAD_LETTER_BYTES_MAX
+assert QUERY_ANSWER_BYTES_MAX < MIB  # Kafka's default message.max.bytes, with room for headers
+assert QUERY_DEADLINE_MS_DEFAULT <= QUERY_DEADLINE_MS_MAX

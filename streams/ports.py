@@ -1,0 +1,165 @@
+"""The contracts between processes and adapters. Small on purpose; each comment is part of the contract.
+
+Methods that are not `async` may block and are called from worker threads, never from the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+
+from schemas.table import TableDefinition
+from streams.batches import RecordBatch
+from streams.positions import OffsetRange, TopicPartition
+
+
+class ParkReason(StrEnum):
+    """Why a record was parked; the value travels in the dead letter's `pintail.reason` header."""
+
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    INVALID_UTF8 = "invalid_utf8"
+    TOO_LARGE = "too_large"
+    TOO_DEEP = "too_deep"
+    WRONG_TYPE = "wrong_type"
+    OUT_OF_RANGE = "out_of_range"
+    MISSING_VALUE = "missing_value"
+    MISSING_KEY = "missing_key"
+    BAD_KEY = "bad_key"
+    NULL_IN_APPEND_TABLE = "null_in_append_table"
+    NOT_A_REQUEST = "not_a_request"
+
+
+@dataclass(frozen=True)
+class ParkedRecord:
+    """One record of a batch that cannot be applied: its index in the batch, and why, in words for its producer."""
+
+    index: int
+    reason: ParkReason
+    detail: str
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """A RecordBatch as typed columns. Every record of `source` is in exactly one of `rows`, `deletes`, `parked`.
+
+    rows     the declared columns in order, in the table's Arrow types, then `_partition` int32, `_offset` int64,
+             `_timestamp` timestamp[us, UTC]; ascending by `_offset`; keys may repeat (the last one wins)
+    deletes  the key columns, then the same metadata columns; ascending by `_offset`; empty for append tables
+    parked   ascending by index
+
+    A pure function of (table, source): decoding the same records again gives the same result.
+    """
+
+    table: TableDefinition
+    source: RecordBatch
+    rows: pa.Table
+    deletes: pa.Table
+    parked: tuple[ParkedRecord, ...]
+
+
+class Decoder(Protocol):
+    """Raw records to typed columns."""
+
+    def decode(self, table: TableDefinition, batch: RecordBatch) -> DecodedBatch:
+        """Thread-safe. Never raises because of what a record contains: such records are parked."""
+        ...
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A parked record with its provenance."""
+
+    source: TopicPartition
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    reason: ParkReason
+    detail: str
+    dead_letter_topic: str
+
+
+class DeadLetters(Protocol):
+    """Where parked records go."""
+
+    async def park(self, letters: Sequence[DeadLetter]) -> None:
+        """Returns once all are durable (acks=all). At least once: parking again after a crash repeats a letter with the
+        same provenance headers, by which readers can tell."""
+        ...
+
+
+class ServingState(Protocol):
+    """What answering needs to know about the worker it runs in."""
+
+    @property
+    def partitions_total(self) -> int:
+        """Partitions of the query topic, over all workers."""
+        ...
+
+    def serving(self) -> Mapping[int, int]:
+        """SERVING partitions of this worker -> epoch of their assignment."""
+        ...
+
+    async def wait_until_applied(self, partition: int, topic: str, offset: int) -> None:
+        """Returns once the record at `offset` is applied; the caller bounds the wait.
+
+        Raises StoreError when the partition leaves this worker."""
+        ...
+
+
+class Sink(Protocol):
+    """Where micro-batches are delivered, one table per topic."""
+
+    def last_offset(self, table: TableDefinition, topic_partition: TopicPartition) -> int | None:
+        """The highest offset of the partition that the table holds, or None. Thread-safe. Raises SinkError."""
+        ...
+
+    def insert(
+        self, table: TableDefinition, topic_partition: TopicPartition, offsets: OffsetRange, rows: pa.Table
+    ) -> None:
+        """All rows or none become visible; a second insert of the same range is dropped, also when the first one
+        lands after it. Thread-safe. Raises SinkError; then the rows may still land later."""
+        ...
+
+
+class DeliveryIntents(Protocol):
+    """The BEFORE records of the sink: durable, and fenced by the consumer group's generation.
+
+    An empty range [n, n) says that everything below n is delivered and nothing is under way.
+    """
+
+    async def record(self, topic_partition: TopicPartition, offsets: OffsetRange) -> None:
+        """Durable when it returns. Raises SinkFencedError when another member owns the partition."""
+        ...
+
+    async def read(self, topic_partition: TopicPartition) -> OffsetRange | None:
+        """The newest BEFORE record, or None if there is none."""
+        ...
+
+
+class Watermarks(NamedTuple):
+    """What the log of one topic partition holds: offsets in [low, high)."""
+
+    low: int
+    high: int
+
+
+class PartitionLog(Protocol):
+    """Control over what is read from Kafka for the partitions this worker is assigned."""
+
+    async def watermarks(self, topic_partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Watermarks]:
+        """The low and high watermarks at this moment."""
+        ...
+
+    async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:
+        """The next batch of each partition starts at its position; reading (re)starts."""
+        ...
+
+    def stop_reading(self, topic_partitions: Collection[TopicPartition]) -> None:
+        """No further batch is delivered for these until `read_from`."""
+        ...

@@ -1,0 +1,431 @@
+"""Answering: one record of the query topic in, exactly one reply or one dead letter out (invariant 9).
+
+Only partitions that are SERVING on this worker answer, and each answer states the offsets and epochs it reflects
+(invariant 3). The steps of `QueryService.answer` are the order of the checks: who could be told, is it a request, is
+there time, may these partitions answer, are the wanted records applied, is a slot free, run, is the assignment still
+the same. The caller is the query agent, which owns Kafka; DuckDB is behind `DuckDBQueries`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from schemas.catalog import Catalog
+from schemas.messages import (
+    FORMAT_HEADER,
+    STATUS_HEADER,
+    AnswerFormat,
+    AnswerHead,
+    AnswerTiming,
+    QueryRequest,
+    Refusal,
+    RefusalCode,
+    RequestEnvelope,
+    RequestError,
+    read_envelope,
+    serialise_refusal,
+)
+from streams import telemetry
+from streams.adapters.duckdb_queries import AnswerBody, DuckDBQueries, QueryCursors, RunningQuery
+from streams.adapters.duckdb_refusals import too_many_bytes
+from streams.adapters.kafka_partitioner import partition_of
+from streams.batches import Headers
+from streams.config import Settings
+from streams.errors import QueryRefusedError, StoreError
+from streams.limits import (
+    QUERY_DEADLINE_MS_DEFAULT,
+    QUERY_DEADLINE_MS_MAX,
+    QUERY_IN_FLIGHT_MAX,
+)
+from streams.ports import DeadLetter, ParkReason, ServingState
+from streams.positions import TopicPartition
+
+log = logging.getLogger(__name__)
+
+_LEGAL_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+#: How often a query that outlives its deadline is interrupted again: an interrupt between two statements is lost.
+_INTERRUPT_INTERVAL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class IncomingRequest:
+    """A record of the query topic."""
+
+    value: bytes | None
+    key: bytes | None
+    headers: Headers
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A record for the asker. `partition` is None where the partitioner decides, by the key."""
+
+    topic: str
+    partition: int | None
+    key: bytes
+    value: bytes
+    headers: Headers
+
+
+@dataclass
+class _Accepted:
+    """A valid request on its way through the steps."""
+
+    request: QueryRequest
+    incoming: IncomingRequest
+    queued_ms: float
+    #: Event loop time at which its steps began, and at which its budget is spent.
+    started: float
+    deadline: float
+    #: What it is waiting for, in words for a deadline that strikes.
+    doing: str = "checking"
+
+
+class QueryService:
+    """Answers requests. One per worker; `answer` may be called concurrently from one event loop."""
+
+    def __init__(
+        self,
+        store: QueryCursors,
+        catalog: Catalog,
+        state: ServingState,
+        settings: Settings,
+        *,
+        now_ms: Callable[[], float] = lambda: time.time() * 1000,
+    ) -> None:
+        self._catalog = catalog
+        self._state = state
+        self._settings = settings
+        self._now_ms = now_ms
+        self._queries = DuckDBQueries(store, catalog)
+        self._threads = ThreadPoolExecutor(settings.query_concurrency_max, thread_name_prefix="query")
+        self._slots = asyncio.Semaphore(settings.query_concurrency_max)
+        self._in_flight = 0
+        self._running: dict[asyncio.Future[AnswerBody], RunningQuery] = {}
+        self._interrupting: set[asyncio.Task[None]] = set()
+        self._execution_seconds_mean = 0.005
+
+    async def answer(self, incoming: IncomingRequest) -> Reply | DeadLetter:
+        """The one outcome of a request. Never raises because of what it contains (invariant 10)."""
+        try:
+            envelope = read_envelope(incoming.value, incoming.headers)
+        except RequestError as error:
+            return self._dead_letter(incoming, str(error))
+        if envelope.reply_to is None:
+            return self._dead_letter(incoming, "nowhere to reply: neither the field nor the header reply_to is set")
+        if fault := self._reply_topic_fault(envelope.reply_to):
+            return self._dead_letter(incoming, f"{RefusalCode.BAD_REPLY_TO}: {envelope.reply_to!r} {fault}")
+        with telemetry.QUERY_SECONDS.time():
+            return await self._answer_or_refuse(envelope, incoming)
+
+    @property
+    def running_count(self) -> int:
+        """Queries that hold a slot now."""
+        return len(self._running)
+
+    async def release(self, partitions: Collection[int]) -> None:
+        """Ends the queries that read these partitions, so that their files can be detached; the askers are refused.
+
+        The partitions are no longer SERVING when this is called, so no new query can begin on them.
+        """
+        ending = [
+            _interrupt_until_done(query, running)
+            for running, query in self._running.items()
+            if not query.scope.isdisjoint(partitions)
+        ]
+        await asyncio.gather(*ending)
+
+    async def close(self) -> None:
+        """Ends what runs; the caller has stopped handing in requests."""
+        await self.release(range(self._state.partitions_total))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- the steps ---------------------------------------------------------------------------------------------------
+
+    async def _answer_or_refuse(self, envelope: RequestEnvelope, incoming: IncomingRequest) -> Reply:
+        try:
+            reply = await self._answer(envelope, incoming)
+        except QueryRefusedError as refused:
+            return _refusal_reply(envelope, refused)
+        except Exception:  # last line of invariants 9 and 10: the asker is told, the operator gets the traceback
+            log.exception("request %s failed", envelope.id)
+            failed = QueryRefusedError(
+                "the worker failed on this request",
+                code=RefusalCode.INTERNAL,
+                hint="the worker's log has the details; please report it",
+            )
+            return _refusal_reply(envelope, failed)
+        telemetry.QUERIES.labels("ok").inc()
+        return reply
+
+    async def _answer(self, envelope: RequestEnvelope, incoming: IncomingRequest) -> Reply:
+        accepted = self._accept(envelope, incoming)
+        if self._in_flight >= QUERY_IN_FLIGHT_MAX:
+            raise self._overloaded()
+        self._in_flight += 1
+        try:
+            async with asyncio.timeout_at(accepted.deadline):
+                await self._wait_until_applied(accepted, self._scope(accepted))
+                accepted.doing = "waiting for a free query slot"
+                await self._slots.acquire()
+                waited_ms = (_loop_time() - accepted.started) * 1000
+                epochs = self._scope_of_slot(accepted)
+                accepted.doing = "running the query"
+                try:
+                    body = await self._execute(accepted, epochs)
+                except QueryRefusedError:
+                    self._check_still_serving(accepted, epochs)  # losing its partitions may be why it failed
+                    raise
+                self._check_still_serving(accepted, epochs)
+        except TimeoutError:
+            raise _deadline_exceeded(accepted) from None
+        finally:
+            self._in_flight -= 1
+        return self._reply(envelope, accepted, body, epochs, waited_ms)
+
+    def _accept(self, envelope: RequestEnvelope, incoming: IncomingRequest) -> _Accepted:
+        """Validates the request and starts its clock."""
+        try:
+            request = envelope.request()
+        except RequestError as error:
+            raise QueryRefusedError(
+                str(error),
+                code=RefusalCode.NOT_A_REQUEST,
+                hint="docs/wire-protocol.md describes a request and has its JSON Schema",
+            ) from None
+        asked_ms = QUERY_DEADLINE_MS_DEFAULT if request.deadline_ms is None else request.deadline_ms
+        # A timestamp from a clock ahead of this one must not lengthen the budget.
+        queued_ms = max(0.0, self._now_ms() - incoming.timestamp_ms)
+        remaining_ms = min(asked_ms, QUERY_DEADLINE_MS_MAX) - queued_ms
+        if remaining_ms <= 0:
+            raise QueryRefusedError(
+                f"the budget of {asked_ms} ms was spent {-remaining_ms:.0f} ms before the worker saw the request",
+                code=RefusalCode.DEADLINE_EXCEEDED,
+                hint="give a positive deadline_ms; it counts from the record's Kafka timestamp, so clocks must agree",
+            )
+        now = _loop_time()
+        return _Accepted(request, incoming, queued_ms, started=now, deadline=now + remaining_ms / 1000)
+
+    def _scope(self, accepted: _Accepted) -> dict[int, int]:
+        """The partitions that the answer reads -> their epochs. Refuses unless all of them are SERVING here."""
+        total, key = self._state.partitions_total, accepted.request.key
+        serving, arrived_at = self._state.serving(), accepted.incoming.partition
+        owning = None if key is None else partition_of(key.encode(), total)
+        wanted = range(total) if owning is None else (owning,)
+        if all(partition in serving for partition in wanted):
+            return {partition: serving[partition] for partition in wanted}
+        if arrived_at not in serving and owning in (None, arrived_at):
+            raise _not_serving(f"partition {arrived_at} is recovering on this worker")
+        if owning is not None:
+            raise QueryRefusedError(
+                f"key {key!r} belongs to partition {owning}, which this worker does not serve",
+                code=RefusalCode.WRONG_PARTITION,
+                hint=f"send the request to partition {owning} of {self._settings.query_topic}",
+                retriable=True,
+            )
+        here = ", ".join(map(str, sorted(serving)))
+        raise QueryRefusedError(
+            f"this worker serves partitions {here} of {total} in all, so it cannot answer for the whole table",
+            code=RefusalCode.PARTIAL_STATE,
+            hint="give `key` to ask the partition that owns it, or ask again when one worker serves all",
+            retriable=True,
+        )
+
+    async def _wait_until_applied(self, accepted: _Accepted, scope: Mapping[int, int]) -> None:
+        """Read your writes. Positions in partitions that the answer does not read are met trivially."""
+        for topic, positions in accepted.request.at_least.items():
+            if topic not in self._catalog.by_topic:
+                raise QueryRefusedError(
+                    f"at_least names topic {topic!r}, which belongs to no table",
+                    code=RefusalCode.UNKNOWN_TABLE,
+                    hint=f"topics of tables: {', '.join(self._catalog.topics)}",
+                )
+            for partition, offset in positions.items():
+                if partition not in scope:
+                    continue
+                accepted.doing = f"waiting until the record at offset {offset} of {topic}[{partition}] is applied"
+                try:
+                    await self._state.wait_until_applied(partition, topic, offset)
+                except StoreError as error:
+                    raise _not_serving(error.message) from error
+
+    def _check_still_serving(self, accepted: _Accepted, epochs: Mapping[int, int]) -> None:
+        """Refuses an answer from partitions that moved, or moved away and back, while the query ran (invariant 5)."""
+        if self._scope(accepted) != epochs:
+            raise _not_serving("a partition was assigned anew while the query ran")
+
+    def _scope_of_slot(self, accepted: _Accepted) -> dict[int, int]:
+        """The scope as it is once the slot is there; gives the slot back if that refuses."""
+        try:
+            return self._scope(accepted)
+        except QueryRefusedError:
+            self._slots.release()
+            raise
+
+    async def _execute(self, accepted: _Accepted, scope: Mapping[int, int]) -> AnswerBody:
+        """Runs in the slot the caller acquired, which is free again when the thread is: not at the deadline."""
+        request = accepted.request
+        query = self._queries.prepare(
+            request,
+            partition=None if request.key is None else next(iter(scope)),
+            scope=frozenset(scope),
+            rows_max=_smaller(request.limits.rows, self._settings.query_rows_max),
+            bytes_max=_smaller(request.limits.bytes, self._settings.query_answer_bytes_max),
+        )
+        running = asyncio.get_running_loop().run_in_executor(self._threads, query.run)
+        self._running[running] = query
+        running.add_done_callback(self._free_slot(started=_loop_time()))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            interrupting = asyncio.create_task(_interrupt_until_done(query, running))
+            self._interrupting.add(interrupting)
+            interrupting.add_done_callback(self._interrupting.discard)
+            raise
+
+    def _free_slot(self, *, started: float) -> Callable[[asyncio.Future[AnswerBody]], None]:
+        def free(running: asyncio.Future[AnswerBody]) -> None:
+            self._slots.release()
+            del self._running[running]
+            self._execution_seconds_mean += 0.1 * (_loop_time() - started - self._execution_seconds_mean)
+
+        return free
+
+    # -- the outcomes ------------------------------------------------------------------------------------------------
+
+    def _reply(
+        self,
+        envelope: RequestEnvelope,
+        accepted: _Accepted,
+        body: AnswerBody,
+        epochs: Mapping[int, int],
+        waited_ms: float,
+    ) -> Reply:
+        request = accepted.request
+        head = AnswerHead(
+            id=request.id,
+            columns=body.columns,
+            offsets=body.offsets,
+            epoch={str(partition): epoch for partition, epoch in epochs.items()},
+            timing=AnswerTiming(
+                queued_ms=round(accepted.queued_ms, 3),
+                waited_ms=round(waited_ms, 3),
+                executed_ms=round(body.executed_ms, 3),
+            ),
+        )
+        value = body.serialise(head)
+        bytes_max = _smaller(request.limits.bytes, self._settings.query_answer_bytes_max)
+        if len(value) > bytes_max:
+            raise too_many_bytes(bytes_max)
+        return _to_asker(envelope, value, request.format, "ok")
+
+    def _overloaded(self) -> QueryRefusedError:
+        wait_ms = self._in_flight * self._execution_seconds_mean * 1000 / self._settings.query_concurrency_max
+        return OverloadedError(retry_after_ms=max(10, math.ceil(wait_ms)))
+
+    def _reply_topic_fault(self, topic: str) -> str | None:
+        """Why replies must not be produced to this topic; None if they may."""
+        if not _LEGAL_TOPIC.fullmatch(topic) or topic in (".", ".."):
+            return "is not a legal topic name"
+        if topic in self._catalog.by_topic:
+            return "is the topic of a table"
+        if topic.endswith(".dead-letters"):
+            return "is a dead-letter topic"
+        if topic.startswith("__"):
+            return "is internal to Kafka"
+        own = topic == self._settings.application or topic.startswith(
+            (f"{self._settings.application}.", f"{self._settings.application}-")
+        )
+        if own and topic != self._settings.reply_topic:
+            return "is one of Pintail's own topics"
+        return None
+
+    def _dead_letter(self, incoming: IncomingRequest, detail: str) -> DeadLetter:
+        return DeadLetter(
+            source=TopicPartition(self._settings.query_topic, incoming.partition),
+            offset=incoming.offset,
+            timestamp_ms=incoming.timestamp_ms,
+            key=incoming.key,
+            value=incoming.value,
+            reason=ParkReason.NOT_A_REQUEST,
+            detail=detail,
+            dead_letter_topic=self._settings.query_dead_letter_topic,
+        )
+
+
+class OverloadedError(QueryRefusedError):
+    """As many requests as the worker may hold are in flight."""
+
+    def __init__(self, *, retry_after_ms: int) -> None:
+        super().__init__(
+            f"{QUERY_IN_FLIGHT_MAX} requests are in flight on this worker",
+            code=RefusalCode.OVERLOADED,
+            hint=f"ask again in about {retry_after_ms} ms",
+            retriable=True,
+        )
+        self.retry_after_ms = retry_after_ms
+
+
+async def _interrupt_until_done(query: RunningQuery, running: asyncio.Future[AnswerBody]) -> None:
+    """Frees the slot of a query whose asker has had the refusal; what the query still yields is dropped."""
+    while not running.done():
+        query.interrupt()
+        await asyncio.wait([running], timeout=_INTERRUPT_INTERVAL_SECONDS)
+    if not running.cancelled():
+        running.exception()
+
+
+def _refusal_reply(envelope: RequestEnvelope, error: QueryRefusedError) -> Reply:
+    telemetry.QUERIES.labels(error.code).inc()
+    refusal = Refusal(
+        id=envelope.id,
+        code=RefusalCode(error.code),
+        message=error.message,
+        hint=error.hint,
+        retriable=error.retriable,
+        retry_after_ms=error.retry_after_ms if isinstance(error, OverloadedError) else None,
+    )
+    return _to_asker(envelope, serialise_refusal(refusal), AnswerFormat.JSON, "refused")
+
+
+def _to_asker(envelope: RequestEnvelope, value: bytes, answer_format: AnswerFormat, status: str) -> Reply:
+    assert envelope.reply_to is not None
+    return Reply(
+        topic=envelope.reply_to,
+        partition=envelope.reply_partition,
+        key=(envelope.id or "").encode(),
+        value=value,
+        headers=((FORMAT_HEADER, answer_format.encode()), (STATUS_HEADER, status.encode())),
+    )
+
+
+def _not_serving(message: str) -> QueryRefusedError:
+    return QueryRefusedError(
+        message, code=RefusalCode.NOT_SERVING, hint="ask again: the partition is on its way to SERVING", retriable=True
+    )
+
+
+def _deadline_exceeded(accepted: _Accepted) -> QueryRefusedError:
+    return QueryRefusedError(
+        f"the deadline passed while {accepted.doing}",
+        code=RefusalCode.DEADLINE_EXCEEDED,
+        hint="give a longer deadline_ms, or ask for less",
+    )
+
+
+def _smaller(asked: int | None, allowed: int) -> int:
+    return allowed if asked is None else min(asked, allowed)
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,327 @@
+"""Exactly-once delivery of a partition's records to ClickHouse, one micro-batch at a time, under one assignment.
+
+A micro-batch is exactly one contiguous offset range [lo, hi). Order of effects, which is the exactness:
+    1. record    the BEFORE record [lo, hi) is durable, fenced by the group's generation
+    2. decode    the range's records become rows; a pure function of the range
+    3. insert    all rows or none, under the token of [lo, hi); repeated until it succeeds
+    4. advance   in memory only: the next BEFORE record carries the position on
+A new owner reads the newest BEFORE record and w, the highest offset in the table. As an insert is all or nothing,
+w >= lo proves that [lo, hi) is complete. Otherwise it may be missing or still under way, so exactly [lo, hi) is
+replayed first: whichever insert lands second is dropped by its token. docs/adr/0008 has the reasoning.
+Called by the sink agent, which makes a new PartitionDelivery for each assignment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from enum import StrEnum
+from typing import TypeVar
+
+import pyarrow as pa
+
+from schemas.table import TableDefinition
+from streams import telemetry
+from streams.adapters.clickhouse_rows import delivery_table
+from streams.batches import RecordBatch
+from streams.errors import LogGapError, SinkError, SinkFencedError, StaleEpochError
+from streams.limits import INGEST_BUFFER_BYTES_MAX
+from streams.ports import Decoder, DeliveryIntents, Sink
+from streams.positions import OffsetRange, TopicPartition, next_offset_after
+from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatch, MicroBatchBuffer
+from streams.retry import Backoff
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+#: Decoding and inserting that may run at once, per worker.
+THREADS_MAX = 8
+BACKOFF_SECONDS_MAX = 10.0
+#: How long a revoked partition waits for its insert in flight; one that takes longer may land later, harmlessly.
+STOP_SECONDS_MAX = 5.0
+#: A partition idle for this long records that nothing is under way, so that its committed offset shows no lag.
+IDLE_SECONDS = 1.0
+
+
+class DeliveryState(StrEnum):
+    """Where a PartitionDelivery is: NEW -> RUNNING -> STOPPED, or FENCED when another member owns the partition."""
+
+    NEW = "new"
+    RUNNING = "running"
+    FENCED = "fenced"
+    STOPPED = "stopped"
+
+
+_ALIVE = (DeliveryState.NEW, DeliveryState.RUNNING)
+
+
+class Delivery:
+    """What the partitions of one sink worker share: the sink, threads, and a bound on the bytes that wait."""
+
+    def __init__(
+        self,
+        *,
+        sink: Sink,
+        intents: DeliveryIntents,
+        decoder: Decoder,
+        limits: FlushLimits,
+        buffer_bytes_max: int = INGEST_BUFFER_BYTES_MAX,
+    ) -> None:
+        self.sink = sink
+        self.intents = intents
+        self.decoder = decoder
+        self.limits = limits
+        self.budget = BufferBudget(buffer_bytes_max)
+        self.threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="delivery")
+
+    def open(self, topic_partition: TopicPartition, table: TableDefinition) -> PartitionDelivery:
+        """The delivery of a partition under a new assignment; `start` it next."""
+        return PartitionDelivery(self, topic_partition, table)
+
+    def close(self) -> None:
+        """After every partition is stopped. Does not wait for an insert that outlived its partition."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+
+class PartitionDelivery:
+    """Delivers one partition in order. States: see DeliveryState. A new object per assignment makes late results of
+    an old one recognisable: they belong to an object that is STOPPED or FENCED, and change nothing."""
+
+    def __init__(self, shared: Delivery, topic_partition: TopicPartition, table: TableDefinition) -> None:
+        self.topic_partition = topic_partition
+        self.table = table
+        self.state = DeliveryState.NEW
+        #: Everything below is delivered; None until the first batch shows where the log begins.
+        self.next_offset: int | None = None
+        self.rows_delivered = 0
+        self.inserts = 0
+        #: Records that the decoder parks; the store worker writes their dead letters.
+        self.records_left_out = 0
+        #: Why the newest try failed; None while deliveries succeed.
+        self.failure: SinkError | None = None
+        #: Delay until the next try; 0 while deliveries succeed.
+        self.backoff_seconds = 0.0
+        self._shared = shared
+        self._backoff = Backoff(ceiling_seconds=BACKOFF_SECONDS_MAX)
+        self._buffer = MicroBatchBuffer(shared.limits)
+        self._buffered_to: int | None = None
+        self._arrived = asyncio.Event()
+        self._advanced = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_inserting = False
+        self._is_settled = True
+
+    @property
+    def failures(self) -> int:
+        """Consecutive failed tries."""
+        return self._backoff.failures
+
+    async def start(self) -> int | None:
+        """Finds where to go on and starts delivering. The caller lets the next batch start at the returned offset; None
+        means nothing was ever delivered: the beginning of the log.
+
+        Waits for as long as ClickHouse is away; cancel it to give up. Raises StaleEpochError if stopped meanwhile."""
+        assert self.state is DeliveryState.NEW, "a PartitionDelivery serves one assignment"
+        intent = await self._until_done(lambda: self._shared.intents.read(self.topic_partition), "reading the position")
+        stored = await self._until_done(self._read_last_offset, "reading the last offset")
+        stored_to = None if stored is None else next_offset_after(stored)
+        if intent is None:
+            resume = stored_to
+        elif stored_to is not None and stored_to > intent.lo:
+            resume = max(intent.hi, stored_to)
+        else:
+            # An empty range is the record of an idle partition: nothing was under way.
+            self._buffer.replay = intent if intent.lo < intent.hi else None
+            resume = intent.lo
+        self.next_offset = self._buffered_to = resume
+        logger.info("%s: goes on at %s, replays %s", self, resume, self._buffer.replay)
+        self.state = DeliveryState.RUNNING
+        self._task = asyncio.create_task(self._run(), name=f"delivery {self.topic_partition}")
+        return resume
+
+    async def submit(self, batch: RecordBatch) -> None:
+        """Hands over the next batch, one at a time; waits while too many bytes are buffered. Records that were handed
+        over before are skipped; what comes after the end of the assignment is dropped.
+
+        Raises LogGapError when records are missing in front of the batch."""
+        self._raise_if_broken()
+        if self._buffered_to is not None:
+            batch = batch.starting_at(self._buffered_to)
+            if batch.first_offset > self._buffered_to:
+                raise LogGapError(
+                    f"{self.topic_partition}: the log goes on at {batch.first_offset}, "
+                    f"but records from {self._buffered_to} on are not in ClickHouse yet",
+                    hint="retention removed them before they were delivered; to go on without them, reset the sink's "
+                    "consumer group for this partition to the earliest offset",
+                )
+        if batch.first_offset == batch.next_offset:
+            return
+        counted_bytes = 0
+        if self._buffer.replay is None:
+            await self._shared.budget.take(batch.size_bytes)
+            counted_bytes = batch.size_bytes
+        else:
+            # Half a replay can never be delivered, so it must not wait for room that only deliveries make: neither
+            # here nor in a budget that the transport keeps on the batch it fetched.
+            batch = replace(batch)
+        if self.state is not DeliveryState.RUNNING:
+            self._shared.budget.give_back(counted_bytes)
+            return
+        if self._buffered_to is None:
+            self.next_offset = batch.first_offset
+        self._buffered_to = batch.next_offset
+        self._buffer.put(batch, counted_bytes=counted_bytes)
+        self._arrived.set()
+
+    async def stop(self, *, wait_seconds_max: float = STOP_SECONDS_MAX) -> None:
+        """Ends the assignment: nothing more is recorded or inserted. Waits only for an insert in flight. Idempotent."""
+        if self.state is not DeliveryState.FENCED:
+            self.state = DeliveryState.STOPPED
+        self._advanced.set()
+        if self._task is None:
+            return
+        if self._is_inserting:
+            await asyncio.wait({self._task}, timeout=wait_seconds_max)
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def wait_until_delivered(self, next_offset: int) -> None:
+        """Returns once everything below `next_offset` is delivered. Raises StaleEpochError if that will not happen."""
+        while self.next_offset is None or self.next_offset < next_offset:
+            self._raise_if_broken()
+            self._raise_if_stale(*_ALIVE)
+            self._advanced.clear()
+            await self._advanced.wait()
+
+    def __str__(self) -> str:
+        return f"delivery of {self.topic_partition}"
+
+    async def _run(self) -> None:
+        try:
+            while self.state is DeliveryState.RUNNING:
+                due_in = self._buffer.due_in_seconds()
+                if due_in is None:
+                    if not await self._has_arrived(None if self._is_settled else IDLE_SECONDS):
+                        await self._settle()
+                elif due_in > 0:
+                    await self._has_arrived(due_in)
+                else:
+                    await self._deliver(self._buffer.take())
+        except SinkFencedError as error:
+            logger.warning("%s: %s", self, error)
+            self.failure = error
+            self.state = DeliveryState.FENCED
+        except StaleEpochError:
+            logger.debug("%s: stopped between two effects", self)
+        finally:
+            self._shared.budget.give_back(self._buffer.clear())
+            telemetry.DELIVERY_BACKOFF_SECONDS.labels(*self.topic_partition).set(0)
+            self._advanced.set()
+
+    async def _deliver(self, micro_batch: MicroBatch) -> None:
+        """The four effects, in the order of the module's docstring."""
+        batch, offsets = micro_batch.batch, micro_batch.offsets
+        started = time.perf_counter()
+        try:
+            # A range without records only moves the position on.
+            if len(batch):
+                # 1. record
+                await self._until_done(lambda: self._record(offsets), f"recording {offsets}")
+                self._is_settled = False
+                # 2. decode
+                rows, left_out = await self._in_thread(lambda: self._decode(batch))
+                # 3. insert
+                if rows.num_rows:
+                    await self._until_done(lambda: self._insert(offsets, rows), f"inserting {offsets}")
+                    self._count_insert(rows.num_rows, time.perf_counter() - started)
+                self.records_left_out += left_out
+            # 4. advance
+            self.next_offset = offsets.hi
+            self._advanced.set()
+        finally:
+            self._shared.budget.give_back(micro_batch.counted_bytes)
+
+    async def _record(self, offsets: OffsetRange) -> None:
+        self._raise_if_stale(DeliveryState.RUNNING)
+        await self._shared.intents.record(self.topic_partition, offsets)
+
+    def _decode(self, batch: RecordBatch) -> tuple[pa.Table, int]:
+        decoded = self._shared.decoder.decode(self.table, batch)
+        return delivery_table([decoded]), len(decoded.parked)
+
+    async def _insert(self, offsets: OffsetRange, rows: pa.Table) -> None:
+        self._raise_if_stale(DeliveryState.RUNNING)
+        self._is_inserting = True
+        try:
+            await self._in_thread(lambda: self._shared.sink.insert(self.table, self.topic_partition, offsets, rows))
+        finally:
+            self._is_inserting = False
+
+    async def _read_last_offset(self) -> int | None:
+        return await self._in_thread(lambda: self._shared.sink.last_offset(self.table, self.topic_partition))
+
+    async def _settle(self) -> None:
+        """Record that nothing is under way. Only a courtesy to lag monitoring and to the next owner."""
+        assert self.next_offset is not None
+        offsets = OffsetRange(self.next_offset, self.next_offset)
+        await self._until_done(lambda: self._record(offsets), f"recording {offsets}")
+        self._is_settled = True
+
+    async def _until_done(self, action: Callable[[], Awaitable[Result]], what: str) -> Result:
+        """Repeats `action` until it succeeds, however long that takes. Raises SinkFencedError, StaleEpochError."""
+        while True:
+            try:
+                result = await action()
+            except SinkFencedError:
+                raise
+            except SinkError as error:
+                self._raise_if_stale(*_ALIVE)
+                self._note_failure(error, self._backoff.next_delay_seconds())
+                # What an operator has to correct is retried as well: it goes on by itself once it is corrected.
+                level = logging.WARNING if error.retriable else logging.ERROR
+                logger.log(level, "%s: %s failed, again in %.1f s: %s", self, what, self.backoff_seconds, error)
+                await asyncio.sleep(self.backoff_seconds)
+            else:
+                self._raise_if_stale(*_ALIVE)
+                self._backoff.reset()
+                self._note_failure(None, 0.0)
+                return result
+
+    def _count_insert(self, rows: int, seconds: float) -> None:
+        self.rows_delivered += rows
+        self.inserts += 1
+        telemetry.ROWS_DELIVERED.labels(self.table.name, self.topic_partition.partition).inc(rows)
+        telemetry.DELIVERY_SECONDS.observe(seconds)
+
+    def _note_failure(self, failure: SinkError | None, backoff_seconds: float) -> None:
+        self.failure = failure
+        self.backoff_seconds = backoff_seconds
+        if failure is not None:
+            telemetry.DELIVERY_FAILURES.labels(self.table.name).inc()
+        telemetry.DELIVERY_BACKOFF_SECONDS.labels(*self.topic_partition).set(backoff_seconds)
+
+    def _raise_if_broken(self) -> None:
+        """What only a programmer's error can have raised in the task comes out where the caller sees it."""
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
+
+    def _raise_if_stale(self, *allowed: DeliveryState) -> None:
+        if self.state not in allowed:
+            raise StaleEpochError(f"{self}: the assignment has ended", hint="the partition's new owner goes on")
+
+    async def _has_arrived(self, seconds: float | None) -> bool:
+        """Waits for another batch; False if none came in time."""
+        self._arrived.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _in_thread(self, action: Callable[[], Result]) -> Awaitable[Result]:
+        return asyncio.get_running_loop().run_in_executor(self._shared.threads, action)

@@ -1,0 +1,131 @@
+"""The data path of one partition: fetched batches in, one durable transaction out, under one assignment.
+
+Everything queued for the partition goes into one transaction (group commit): small ones when idle, large ones under
+backlog. Order of effects, which is the crash safety:
+    1. decode       records become typed columns, or parked records
+    2. park         dead letters are durable in Kafka
+    3. apply        rows, deletes and next_offset: ONE DuckDB transaction
+    4. announce     waiters and the partition's state learn the new position
+A crash before 3 repeats 1 and 2 (a dead letter may repeat, with the same provenance); after 3 nothing repeats.
+Called by processes/hosting.py, which makes a new object for each assignment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from schemas.table import TableDefinition
+from streams import telemetry
+from streams.adapters.duckdb_store import PartitionStore
+from streams.batches import RecordBatch
+from streams.errors import StoreError
+from streams.limits import TRANSACTION_BYTES_MAX, WAL_BYTES_MAX
+from streams.ports import DeadLetter, DeadLetters, DecodedBatch, Decoder
+from streams.retry import Backoff, retrying
+
+
+class PartitionIngestion:
+    """Applies the batches of one partition, in order, until it is cancelled."""
+
+    def __init__(
+        self,
+        store: PartitionStore,
+        *,
+        tables: Mapping[str, TableDefinition],
+        decoder: Decoder,
+        dead_letters: DeadLetters,
+        announce: Callable[[Mapping[str, int]], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._tables = tables
+        self._decoder = decoder
+        self._dead_letters = dead_letters
+        self._announce = announce
+        self._queue: deque[RecordBatch] = deque()
+        self._arrived = asyncio.Event()
+        self._fault: StoreError | None = None
+
+    def submit(self, batch: RecordBatch) -> None:
+        """Queues a batch of any of the partition's topics. The transport bounds the bytes that can wait here."""
+        self._queue.append(batch)
+        self._arrived.set()
+
+    def break_off(self, fault: StoreError) -> None:
+        """Makes `run` raise `fault` instead of starting another transaction."""
+        self._fault = fault
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Group commits until cancelled. Raises what the store raises, and the fault of `break_off`.
+
+        A transaction in flight outlives the cancellation; closing the store waits for it."""
+        while True:
+            await self._arrived.wait()
+            if self._fault is not None:
+                raise self._fault
+            await self._commit(self._take_queued())
+
+    def _take_queued(self) -> list[RecordBatch]:
+        batches: list[RecordBatch] = []
+        size_bytes = 0
+        while self._queue and size_bytes < TRANSACTION_BYTES_MAX:
+            batches.append(self._queue.popleft())
+            size_bytes += batches[-1].size_bytes
+        if not self._queue:
+            self._arrived.clear()
+        return batches
+
+    async def _commit(self, batches: Sequence[RecordBatch]) -> None:
+        started = time.perf_counter()
+        # 1. decode
+        decoded = await asyncio.to_thread(self._decode, batches)
+        # 2. park
+        letters = [letter for batch in decoded for letter in dead_letters_of(batch)]
+        if letters:
+            await retrying(lambda: self._dead_letters.park(letters), what="parking dead letters", backoff=Backoff())
+        # 3. apply
+        await asyncio.to_thread(self._apply, decoded)
+        # 4. announce
+        await self._announce({batch.topic: batch.next_offset for batch in batches})
+        _count(decoded, seconds=time.perf_counter() - started)
+
+    def _decode(self, batches: Sequence[RecordBatch]) -> list[DecodedBatch]:
+        positions = self._store.next_offsets()
+        # Re-reads below the stored position are left out before they are decoded, so that they are not parked again.
+        fresh = [batch.starting_at(positions.get(batch.topic, 0)) for batch in batches]
+        return [self._decoder.decode(self._tables[batch.topic], batch) for batch in fresh]
+
+    def _apply(self, decoded: Sequence[DecodedBatch]) -> None:
+        self._store.apply(decoded)
+        if self._store.wal_bytes() > WAL_BYTES_MAX:
+            self._store.checkpoint_unless_frozen()
+
+
+def dead_letters_of(decoded: DecodedBatch) -> list[DeadLetter]:
+    """The parked records of a batch, with their provenance."""
+    source = decoded.source
+    return [
+        DeadLetter(
+            source=source.topic_partition,
+            offset=source.offsets[parked.index],
+            timestamp_ms=source.timestamps_ms[parked.index],
+            key=source.keys[parked.index],
+            value=source.values[parked.index],
+            reason=parked.reason,
+            detail=parked.detail,
+            dead_letter_topic=decoded.table.dead_letter_topic,
+        )
+        for parked in decoded.parked
+    ]
+
+
+def _count(decoded: Sequence[DecodedBatch], *, seconds: float) -> None:
+    telemetry.TRANSACTION_SECONDS.observe(seconds)
+    for batch in decoded:
+        labels = (batch.table.name, str(batch.source.partition))
+        telemetry.RECORDS_APPLIED.labels(*labels).inc(batch.rows.num_rows + batch.deletes.num_rows)
+        for parked in batch.parked:
+            telemetry.RECORDS_PARKED.labels(batch.table.name, parked.reason).inc()

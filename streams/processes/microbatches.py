@@ -1,0 +1,142 @@
+"""Fetched batches of a partition, gathered into micro-batches: when the next one is due, and where it ends.
+
+A micro-batch is one contiguous offset range. It is due by rows, bytes or age, whichever comes first; a replay is due
+when exactly its range is there, however the fetches that bring it are cut. Called by processes/delivery.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from streams.batches import RecordBatch, joined
+from streams.config import Settings
+from streams.positions import OffsetRange
+
+
+@dataclass(frozen=True)
+class FlushLimits:
+    """A micro-batch is due when it reaches any of these; its age is that of its oldest record here."""
+
+    rows_max: int = 50_000
+    bytes_max: int = 16 * 1024 * 1024
+    age_seconds_max: float = 0.2
+
+    @classmethod
+    def of(cls, settings: Settings) -> FlushLimits:
+        """As configured."""
+        return cls(settings.sink_flush_rows_max, settings.sink_flush_bytes_max, settings.sink_flush_interval_ms / 1000)
+
+
+class BufferBudget:
+    """Bounds the bytes that wait for their delivery or are under way, over all partitions of a worker."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.bytes_used = 0
+        self._room = asyncio.Event()
+
+    async def take(self, size_bytes: int) -> None:
+        """Waits for room; what is larger than the whole budget gets in when nothing else is there."""
+        while self.bytes_used and self.bytes_used + size_bytes > self.bytes_max:
+            self._room.clear()
+            await self._room.wait()
+        self.bytes_used += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Lets waiting ones in."""
+        self.bytes_used -= size_bytes
+        self._room.set()
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Records of exactly `offsets`, and the bytes that the budget counts for them."""
+
+    batch: RecordBatch
+    counted_bytes: int
+
+    @property
+    def offsets(self) -> OffsetRange:
+        """Every offset it accounts for."""
+        return OffsetRange(self.batch.first_offset, self.batch.next_offset)
+
+
+@dataclass
+class _Waiting:
+    batch: RecordBatch
+    arrived_at: float
+    counted_bytes: int
+
+
+class MicroBatchBuffer:
+    """The batches of one partition that wait, each starting where the one before it ends."""
+
+    def __init__(self, limits: FlushLimits) -> None:
+        self._limits = limits
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = 0
+        self._size_bytes = 0
+        #: The range that the next micro-batch must have; None once it is taken.
+        self.replay: OffsetRange | None = None
+
+    def put(self, batch: RecordBatch, *, counted_bytes: int) -> None:
+        """Adds a batch that accounts for at least one offset."""
+        assert not self._waiting or self._waiting[-1].batch.next_offset == batch.first_offset
+        self._waiting.append(_Waiting(batch, time.monotonic(), counted_bytes))
+        self._rows += len(batch)
+        self._size_bytes += batch.size_bytes
+
+    def due_in_seconds(self) -> float | None:
+        """Until the next micro-batch is due, 0 or less if it is; None if that depends on what arrives."""
+        if not self._waiting:
+            return None
+        if self.replay is not None:
+            return 0 if self._waiting[-1].batch.next_offset >= self.replay.hi else None
+        if self._rows >= self._limits.rows_max or self._size_bytes >= self._limits.bytes_max:
+            return 0
+        return self._waiting[0].arrived_at + self._limits.age_seconds_max - time.monotonic()
+
+    def take(self) -> MicroBatch:
+        """The next micro-batch. Cut exactly at a replay's edge and at the limit of rows; bytes may go over theirs by
+        one batch."""
+        edge = self._edge()
+        taken: list[RecordBatch] = []
+        counted_bytes = 0
+        while self._waiting and self._waiting[0].batch.first_offset < edge:
+            waiting = self._waiting.popleft()
+            head, rest = waiting.batch.ending_at(edge), waiting.batch.starting_at(edge)
+            if waiting.batch.next_offset > edge:
+                rest_counted = min(rest.size_bytes, waiting.counted_bytes)
+                self._waiting.appendleft(_Waiting(rest, waiting.arrived_at, rest_counted))
+                waiting.counted_bytes -= rest_counted
+            taken.append(head)
+            counted_bytes += waiting.counted_bytes
+        self.replay = None
+        self._rows = sum(len(waiting.batch) for waiting in self._waiting)
+        self._size_bytes = sum(waiting.batch.size_bytes for waiting in self._waiting)
+        return MicroBatch(joined(taken), counted_bytes)
+
+    def clear(self) -> int:
+        """Drops everything; returns the bytes that the budget counts for it."""
+        counted_bytes = sum(waiting.counted_bytes for waiting in self._waiting)
+        self._waiting.clear()
+        return counted_bytes
+
+    def _edge(self) -> int:
+        """The offset at which the next micro-batch ends."""
+        if self.replay is not None:
+            return self.replay.hi
+        rows = size_bytes = edge = 0
+        for waiting in self._waiting:
+            batch = waiting.batch
+            if rows + len(batch) > self._limits.rows_max:
+                return batch.offsets[self._limits.rows_max - rows]
+            rows += len(batch)
+            size_bytes += batch.size_bytes
+            edge = batch.next_offset
+            if size_bytes >= self._limits.bytes_max:
+                break
+        return edge

@@ -1,0 +1,310 @@
+"""Finds a partition a store to go on from: the recovery ladder (D7), one function per rung, tried in this order.
+
+    local file   opened and checked by the store. A damaged one is put aside as `<N>.duckdb.corrupt-<ms>` (only the
+                 newest of them is kept) and the ladder goes on
+    snapshot     newest version first; every block is checked against its name, the file against its checksum
+    whole log    an empty store, which replays everything that the log still holds
+
+A good local file is used even if a snapshot is newer: replay from its offset is always right, needs no Redis, and
+is refused by the log-gap check when the log no longer reaches back. A file that is missing or damaged while Redis is
+away is no reason to silently replay the whole log: recovery waits for Redis until a deadline, then raises. Snapshots
+under another key are a configuration error, raised for the same reason.
+
+Then the assignment's epoch is claimed and written into the store. Called by processes/hosting.py for each assignment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from schemas.manifest import Manifest
+from streams.adapters.duckdb_file import wal_files
+from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
+from streams.adapters.snapshot_codec import SnapshotCodec
+from streams.errors import (
+    SnapshotCorruptError,
+    SnapshotKeyError,
+    SnapshotNotFoundError,
+    SnapshotStoreUnavailableError,
+    StoreCorruptError,
+)
+from streams.ports_snapshots import SnapshotRepository
+from streams.retry import Backoff
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+#: How long recovery waits for a Redis that is away when it cannot go on without.
+REDIS_DEADLINE_SECONDS = 120.0
+#: Blocks that are loaded and opened together: 4 MiB in memory.
+BATCH_BLOCKS = 16
+
+
+class Rung(StrEnum):
+    """Where a recovered store came from."""
+
+    LOCAL_FILE = "local_file"
+    SNAPSHOT = "snapshot"
+    WHOLE_LOG = "whole_log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """An open store under a new epoch, ready for replay from its next_offsets."""
+
+    store: PartitionStore
+    epoch: int
+    rung: Rung
+    #: The snapshot version that was restored; None on the other rungs.
+    version: int | None
+    #: Sealed bytes that were loaded from the repository.
+    bytes_loaded: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Found:
+    store: PartitionStore
+    rung: Rung
+    version: int | None = None
+    bytes_loaded: int = 0
+
+
+class Recovery:
+    """Recovers partitions of one worker. Without a repository the ladder has no snapshot rung."""
+
+    def __init__(
+        self,
+        store: DuckDBStore,
+        repository: SnapshotRepository | None,
+        codec: SnapshotCodec | None,
+        *,
+        redis_deadline_seconds: float = REDIS_DEADLINE_SECONDS,
+    ) -> None:
+        assert (repository is None) == (codec is None), "a repository and a codec belong together"
+        self._store = store
+        self._repository = repository
+        self._codec = codec
+        self._redis_deadline_seconds = redis_deadline_seconds
+
+    async def recover(self, partition: int) -> Recovered:
+        """An open store for the partition, from the best rung that holds.
+
+        Raises StoreLockedError (retriable), SnapshotStoreUnavailableError (retriable) when the deadline passed without
+        Redis, and SnapshotKeyError when the snapshots are under another key."""
+        started = time.perf_counter()
+        found = (
+            await self._from_local_file(partition)
+            or await self._from_snapshot(partition)
+            or await self._from_whole_log(partition)
+        )
+        epoch = await self._claim_epoch(found.store)
+        return Recovered(
+            store=found.store,
+            epoch=epoch,
+            rung=found.rung,
+            version=found.version,
+            bytes_loaded=found.bytes_loaded,
+            seconds=time.perf_counter() - started,
+        )
+
+    async def _from_local_file(self, partition: int) -> _Found | None:
+        path = self._store.path_of(partition)
+        if not path.exists():
+            logger.info("partition %d: no local file", partition)
+            return None
+        try:
+            store = await asyncio.to_thread(self._store.open_partition, partition)
+        except StoreCorruptError as error:
+            aside = await asyncio.to_thread(put_aside, path)
+            logger.error("partition %d: the local file is damaged and was kept as %s: %s", partition, aside.name, error)
+            return None
+        logger.info("partition %d: local file opened, at %s", partition, store.next_offsets())
+        return _Found(store, Rung.LOCAL_FILE)
+
+    async def _from_snapshot(self, partition: int) -> _Found | None:
+        if self._repository is None or self._codec is None:
+            return None
+        repository, codec = self._repository, self._codec
+        versions = await self._patiently(partition, partial(repository.versions, partition))
+        for version in versions:
+            restore = SnapshotRestore(repository, codec, partition, version)
+            try:
+                await self._patiently(partition, partial(restore.to, self._store.path_of(partition)))
+                store = await asyncio.to_thread(self._store.open_partition, partition)
+            except SnapshotKeyError:
+                raise
+            except SnapshotCorruptError as error:
+                logger.error("partition %d: snapshot version %d is unusable: %s", partition, version, error)
+                # Damaged blocks would be reused by every later snapshot; without them the next one sends them anew.
+                await self._patiently(partition, partial(repository.discard_blocks, partition, error.blocks))
+            except SnapshotNotFoundError:
+                logger.info("partition %d: snapshot version %d was retired meanwhile", partition, version)
+            except StoreCorruptError as error:
+                logger.error("partition %d: version %d restored, but does not open: %s", partition, version, error)
+                await asyncio.to_thread(put_aside, self._store.path_of(partition))
+            else:
+                logger.info("partition %d: version %d restored, at %s", partition, version, store.next_offsets())
+                return _Found(store, Rung.SNAPSHOT, version, restore.bytes_loaded)
+        if versions:
+            logger.error("partition %d: none of the snapshot versions %s is usable", partition, list(versions))
+        else:
+            logger.info("partition %d: no snapshot", partition)
+        return None
+
+    async def _from_whole_log(self, partition: int) -> _Found:
+        logger.warning("partition %d: starts empty, everything the log holds is replayed", partition)
+        return _Found(await asyncio.to_thread(self._store.open_partition, partition), Rung.WHOLE_LOG)
+
+    async def _claim_epoch(self, store: PartitionStore) -> int:
+        """The new assignment's epoch, above the one in the file; from the repository, if it can be reached."""
+        epoch = await asyncio.to_thread(store.epoch) + 1
+        if self._repository is not None:
+            try:
+                epoch = await self._repository.claim_epoch(store.partition, at_least=epoch)
+            except SnapshotStoreUnavailableError as error:
+                logger.warning(
+                    "partition %d goes on WITHOUT Redis under epoch %d; no snapshots until it is back: %s",
+                    store.partition,
+                    epoch,
+                    error,
+                )
+        await asyncio.to_thread(store.set_epoch, epoch)
+        return epoch
+
+    async def _patiently(self, partition: int, action: Callable[[], Awaitable[Result]]) -> Result:
+        """Repeats `action` while Redis is away, until the deadline; then raises."""
+        deadline = time.monotonic() + self._redis_deadline_seconds
+        backoff = Backoff(ceiling_seconds=5.0)
+        while True:
+            try:
+                return await action()
+            except SnapshotStoreUnavailableError as error:
+                delay = backoff.next_delay_seconds()
+                if time.monotonic() + delay > deadline:
+                    raise
+                logger.warning(
+                    "partition %d has no local file and waits for its snapshots: %s; again in %.1f s",
+                    partition,
+                    error,
+                    delay,
+                )
+                await asyncio.sleep(delay)
+
+
+class SnapshotRestore:
+    """One version of one partition, turned back into a file, or only checked."""
+
+    def __init__(self, repository: SnapshotRepository, codec: SnapshotCodec, partition: int, version: int) -> None:
+        self.bytes_loaded = 0
+        self._repository = repository
+        self._codec = codec
+        self._partition = partition
+        self._version = version
+
+    async def manifest(self) -> Manifest:
+        """Raises SnapshotNotFoundError, SnapshotCorruptError, SnapshotKeyError."""
+        sealed = await self._repository.load_manifest(self._partition, self._version)
+        return await asyncio.to_thread(self._codec.open_manifest, self._partition, self._version, sealed)
+
+    async def to(self, path: Path) -> Manifest:
+        """Puts the version's file at `path` in one step, durably; until then whatever is there stays as it is.
+
+        Stale write-ahead logs beside it go first: DuckDB would apply them to the restored file."""
+        temporary = path.with_name(f"{path.name}.restoring")
+        try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                manifest = await self.check(write=lambda block: _write_all(fd, block))
+                await asyncio.to_thread(os.fsync, fd)
+            finally:
+                os.close(fd)
+            for log in wal_files(path):
+                log.unlink()
+            temporary.replace(path)
+            await asyncio.to_thread(_sync_folder, path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return manifest
+
+    async def check(self, write: Callable[[bytes], None] = lambda _: None) -> Manifest:
+        """Loads every block, checks it against its name and passes it on in the order of the file. With the manifest's
+        own checksum over names and size, that covers the file.
+
+        Raises SnapshotCorruptError with ALL blocks that are missing or damaged, and SnapshotKeyError."""
+        manifest = await self.manifest()
+        self.bytes_loaded, written = 0, 0
+        faults: dict[str, str] = {}
+        for start in range(0, len(manifest.blocks), BATCH_BLOCKS):
+            names = manifest.blocks[start : start + BATCH_BLOCKS]
+            sealed = await self._repository.load_blocks(self._partition, frozenset(names))
+            self.bytes_loaded += sum(map(len, sealed.values()))
+            written += await asyncio.to_thread(self._open_batch, names, sealed, write, faults)
+        if faults:
+            raise SnapshotCorruptError(
+                f"snapshot version {self._version} of partition {self._partition} lacks {len(faults)} of "
+                f"{len(manifest.block_names)} blocks: {next(iter(faults.values()))}",
+                hint="an older version may be intact; the next snapshot sends the lost blocks again",
+                blocks=frozenset(faults),
+            )
+        if written != manifest.file_bytes:
+            raise SnapshotCorruptError(
+                f"snapshot version {self._version} of partition {self._partition} has {written} bytes, "
+                f"its manifest says {manifest.file_bytes}"
+            )
+        return manifest
+
+    def _open_batch(
+        self, names: tuple[str, ...], sealed: dict[str, bytes], write: Callable[[bytes], None], faults: dict[str, str]
+    ) -> int:
+        written = 0
+        for name in names:
+            if name not in sealed:
+                faults[name] = f"block {name} is not stored"
+                continue
+            try:
+                block = self._codec.open_block(self._partition, name, sealed[name])
+            except SnapshotKeyError:
+                raise
+            except SnapshotCorruptError as error:
+                faults[name] = error.message
+                continue
+            written += len(block)
+            if not faults:
+                write(block)
+        return written
+
+
+def put_aside(path: Path) -> Path:
+    """Renames a damaged file and its logs so that they can be examined; removes those put aside earlier."""
+    for old in path.parent.glob(f"{path.name}.corrupt-*"):
+        old.unlink()
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns() // 1_000_000}")
+    for log in wal_files(path):
+        log.rename(log.with_name(aside.name + log.name.removeprefix(path.name)))
+    path.rename(aside)
+    return aside
+
+
+def _write_all(fd: int, block: bytes) -> None:
+    rest = memoryview(block)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

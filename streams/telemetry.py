@@ -1,0 +1,32 @@
+"""The metrics of a worker, in one place so that names and labels stay consistent. Served by the workers at /metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+RECORDS_APPLIED = Counter(
+    "pintail_records_applied", "Records applied to the store (rows and deletes)", ["table", "partition"]
+)
+RECORDS_PARKED = Counter("pintail_records_parked", "Records parked in a dead-letter topic", ["table", "reason"])
+TRANSACTION_SECONDS = Histogram(
+    "pintail_transaction_seconds", "Decode, park and commit of one group of batches", buckets=LATENCY_BUCKETS
+)
+LAG_RECORDS = Gauge("pintail_lag_records", "Offsets between the store and the high watermark", ["topic", "partition"])
+PARTITION_STATE = Gauge("pintail_partition_state", "1 for the state a partition is in", ["partition", "state"])
+RECOVERY_SECONDS = Gauge("pintail_recovery_seconds", "Duration of the newest recovery", ["partition", "rung"])
+SNAPSHOT_SECONDS = Histogram("pintail_snapshot_seconds", "Duration of a snapshot", buckets=LATENCY_BUCKETS)
+SNAPSHOT_BYTES = Counter("pintail_snapshot_bytes_sent", "Encoded bytes sent to Redis", ["partition"])
+SNAPSHOT_FAILURES = Counter("pintail_snapshot_failures", "Snapshots that could not be published", ["partition"])
+QUERIES = Counter("pintail_queries", "Queries by outcome (ok or the refusal's code)", ["outcome"])
+QUERY_SECONDS = Histogram("pintail_query_seconds", "Request received to reply ready", buckets=LATENCY_BUCKETS)
+SINK_LAG_RECORDS = Gauge(
+    "pintail_sink_lag_records", "Offsets between what the sink has read and the high watermark", ["topic", "partition"]
+)
+ROWS_DELIVERED = Counter("pintail_rows_delivered", "Rows delivered to ClickHouse", ["table", "partition"])
+DELIVERY_SECONDS = Histogram("pintail_delivery_seconds", "One micro-batch into ClickHouse", buckets=LATENCY_BUCKETS)
+DELIVERY_FAILURES = Counter("pintail_delivery_failures", "Inserts that failed and are tried again", ["table"])
+DELIVERY_BACKOFF_SECONDS = Gauge(
+    "pintail_delivery_backoff_seconds", "Delay before the next try; 0 while deliveries succeed", ["topic", "partition"]
+)
