@@ -1,0 +1,13 @@
+"""The Faust side: a batched transport driver and the agents that hand batches to the engine.
+
+Map
+    transport.py        Faust transport driver: one fetched partition batch is one event
+    fetched_batches.py  what a fetch becomes, and the bound on the bytes that wait
+    assignor.py         partition p of every topic goes to one member
+    app.py              what both workers share: the Faust app and its status pages
+    store_app.py        write, query and snapshot agents of the store worker
+    sink_app.py         the sink agent
+    __main__.py         `python -m agents store|sink`: one worker process
+
+Imports streams/ and schemas/; nobody imports agents/.
+"""

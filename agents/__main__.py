@@ -1,0 +1,35 @@
+"""`python -m agents store|sink`: one worker process, configured by the environment. `pintail worker` calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib import import_module
+
+import faust
+
+from streams.config import load_settings
+from streams.errors import PintailError
+
+KINDS = ("store", "sink")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the worker until SIGTERM or SIGINT; 1 for a fault in the configuration, 2 for wrong usage."""
+    if len(arguments) != 1 or arguments[0] not in KINDS:
+        print(f"usage: python -m agents {'|'.join(KINDS)}", file=sys.stderr)  # noqa: T201
+        return 2
+    kind = arguments[0]
+    try:
+        # Each kind loads only what it runs: the sink needs no Redis client, the store no ClickHouse client.
+        app = getattr(import_module(f"agents.{kind}_app"), f"{kind}_app")(load_settings())
+        asyncio.run(app.prepare())
+    except PintailError as error:
+        print(f"pintail worker: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    faust.Worker(app, loglevel="INFO", redirect_stdouts=False, quiet=True).execute_from_commandline()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

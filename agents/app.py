@@ -1,0 +1,135 @@
+"""What the store worker and the sink worker have in common: a Faust app over the batched transport, and status pages.
+
+Faust owns group membership, assignment and the agents' flow; the `owner` owns positions and state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import faust
+import prometheus_client
+
+from agents.assignor import copartition_assignor
+from agents.transport import FETCH_WAIT_MS_MAX, SCHEME, BatchConsumer, BatchSchema, PartitionOwner
+from streams.adapters.kafka_options import kafka_client_options
+from streams.config import Settings
+from streams.limits import MIB
+
+SESSION_TIMEOUT_SECONDS = 10
+HEARTBEAT_SECONDS = 2
+REBALANCE_TIMEOUT_SECONDS = 30
+REQUEST_TIMEOUT_SECONDS = 60
+PARTITION_FETCH_BYTES_MAX = 4 * MIB
+FETCH_BYTES_MAX = 32 * MIB
+
+StatusReport = Callable[[], dict[str, Any]]
+
+
+class PintailApp(faust.App):  # type: ignore[misc]
+    """A Faust app whose transport delivers batches.
+
+    `before_joining` prepares topics and tables on a loop of its own, so that a fault is one clear message;
+    `start_parts` and `stop_parts` bracket the life of the engine on the worker's loop.
+    """
+
+    owner: PartitionOwner
+
+    def __init__(self, group: str, settings: Settings, *, unbudgeted_topics: Iterable[str] = ()) -> None:
+        self.settings = settings
+        self.unbudgeted_topics = frozenset(unbudgeted_topics)
+        self.buffer_bytes_max = settings.ingest_buffer_bytes_max
+        self.before_joining: list[Callable[[], Awaitable[None]]] = []
+        self.start_parts: list[Callable[[], Awaitable[None]]] = []
+        self.stop_parts: list[Callable[[], Awaitable[None]]] = []
+        self.consumer_options = consumer_options(group, settings)
+        servers = [f"{SCHEME}://{server.strip()}" for server in settings.kafka.split(",")]
+        super().__init__(
+            group,
+            broker=servers,
+            broker_session_timeout=SESSION_TIMEOUT_SECONDS,
+            broker_request_timeout=REQUEST_TIMEOUT_SECONDS,
+            datadir=str(settings.data_dir / "faust" / f"{group}-{settings.worker}"),
+            store="memory://",
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            web_enabled=settings.metrics_port > 0,
+            web_port=settings.metrics_port or 6066,
+            web_bind=settings.metrics_host,
+            web_host=settings.metrics_host,
+            worker_redirect_stdouts=False,
+        )
+
+    def batches_of(self, *topics: str) -> Any:
+        """A Faust channel of RecordBatches."""
+        return self.topic(*topics, schema=BatchSchema(), acks=False)
+
+    @property
+    def log_reader(self) -> BatchConsumer:
+        """The consumer, as streams.ports.PartitionLog."""
+        return self.consumer  # type: ignore[no-any-return]
+
+    async def prepare(self) -> None:
+        """Runs `before_joining`. Raises ConfigurationError."""
+        for step in self.before_joining:
+            await step()
+
+    async def on_first_start(self) -> None:
+        """Faust makes its data directory without parents."""
+        self.conf.datadir.parent.mkdir(parents=True, exist_ok=True)
+        await super().on_first_start()
+
+    async def on_start(self) -> None:
+        """Connects the engine before the consumer joins its group."""
+        for start in self.start_parts:
+            await start()
+        await super().on_start()
+
+    async def on_shutdown(self) -> None:
+        """Lets the engine go after the consumer has left."""
+        await super().on_shutdown()
+        for stop in reversed(self.stop_parts):
+            await stop()
+
+    def serve_status(self, status: StatusReport) -> None:
+        """/metrics, /health (the loop turns) and /ready (200 when `status()["ready"]`)."""
+
+        @self.page("/metrics")  # type: ignore[untyped-decorator]
+        async def metrics(view: Any, request: Any) -> Any:
+            del request
+            return view.bytes(prometheus_client.generate_latest(), content_type="text/plain; version=0.0.4")
+
+        @self.page("/health")  # type: ignore[untyped-decorator]
+        async def health(view: Any, request: Any) -> Any:
+            del request
+            return view.json({"status": "up", "worker": self.settings.worker})
+
+        @self.page("/ready")  # type: ignore[untyped-decorator]
+        async def ready(view: Any, request: Any) -> Any:
+            del request
+            report = status()
+            return view.json(report, status=200 if report["ready"] else 503)
+
+
+def consumer_options(group: str, settings: Settings) -> dict[str, Any]:
+    """How the batch consumer joins. Static membership: a restarted worker gets its partitions back at once."""
+    return {
+        **kafka_client_options(settings),
+        "client_id": f"{group}-{settings.worker}",
+        "group_id": group,
+        "group_instance_id": settings.worker,
+        "partition_assignment_strategy": [copartition_assignor(settings.worker)],
+        "enable_auto_commit": False,
+        # Positions come from the owner; a position that Kafka does not have must be an error, never a jump.
+        "auto_offset_reset": "none",
+        "isolation_level": "read_committed",
+        "fetch_max_wait_ms": FETCH_WAIT_MS_MAX,
+        "fetch_max_bytes": FETCH_BYTES_MAX,
+        "max_partition_fetch_bytes": PARTITION_FETCH_BYTES_MAX,
+        "session_timeout_ms": SESSION_TIMEOUT_SECONDS * 1000,
+        "heartbeat_interval_ms": HEARTBEAT_SECONDS * 1000,
+        "rebalance_timeout_ms": REBALANCE_TIMEOUT_SECONDS * 1000,
+        "max_poll_interval_ms": 10 * 60 * 1000,
+        "metadata_max_age_ms": 30_000,
+    }

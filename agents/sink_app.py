@@ -1,0 +1,102 @@
+"""The sink worker: one agent that hands batches to the deliveries of the partitions this member owns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+
+from agents.app import PintailApp
+from schemas.catalog import load_catalog
+from streams.adapters.clickhouse_sink import ClickHouseSink
+from streams.adapters.duckdb_decoder import DuckDBDecoder
+from streams.adapters.kafka_topics import ensure_topics, topics_of
+from streams.config import Settings
+from streams.positions import OffsetRange, TopicPartition
+from streams.processes.delivery import Delivery
+from streams.processes.microbatches import FlushLimits
+from streams.processes.sink_hosting import SinkHost
+from streams.retry import Backoff, retrying
+
+
+class GroupIntents:
+    """streams.ports.DeliveryIntents in the consumer group: the committed position is `lo`, its metadata `lo:hi`. Kafka
+    refuses the commit of a member that a rebalance has left behind, which is the fence."""
+
+    def __init__(self, app: PintailApp) -> None:
+        self._app = app
+
+    async def record(self, topic_partition: TopicPartition, offsets: OffsetRange) -> None:
+        """See streams.ports.DeliveryIntents."""
+        await self._app.log_reader.commit_record(topic_partition, offsets.lo, f"{offsets.lo}:{offsets.hi}")
+
+    async def read(self, topic_partition: TopicPartition) -> OffsetRange | None:
+        """See streams.ports.DeliveryIntents. A position without metadata, which an operator's reset leaves, says where
+        to go on and that nothing is under way."""
+        committed = await self._app.log_reader.committed_record(topic_partition)
+        if committed is None:
+            return None
+        offset, metadata = committed
+        lo, separator, hi = metadata.partition(":")
+        return OffsetRange(int(lo), int(hi)) if separator else OffsetRange(offset, offset)
+
+
+def sink_app(settings: Settings) -> PintailApp:
+    """The Faust app of one sink worker."""
+    settings.require("kafka", "clickhouse")
+    catalog = load_catalog(settings.tables_dir)
+    app = PintailApp(settings.sink_group, settings)
+    sink = ClickHouseSink(settings.clickhouse)
+    delivery = Delivery(
+        sink=sink,
+        intents=GroupIntents(app),
+        decoder=DuckDBDecoder(),
+        limits=FlushLimits.of(settings),
+        # The transport's own budget stops the fetching first; this one must never make the agent wait for it.
+        buffer_bytes_max=2 * settings.ingest_buffer_bytes_max,
+    )
+    host = app.owner = SinkHost(delivery, catalog, app.log_reader)
+
+    async def prepare() -> None:
+        await ensure_topics(topics_of(catalog, settings), settings)
+        await retrying(
+            lambda: asyncio.to_thread(sink.ensure_tables, catalog),
+            what="preparing ClickHouse's tables",
+            backoff=Backoff(ceiling_seconds=10.0),
+        )
+
+    async def stop() -> None:
+        await host.revoke(list(host.hosted()))
+        delivery.close()
+        await asyncio.to_thread(sink.close)
+
+    app.before_joining.append(prepare)
+    app.stop_parts.append(stop)
+    app.serve_status(lambda: status_of(host))
+
+    @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
+    async def let_go(app: Any, revoked: Collection[Any], **_: Any) -> None:
+        del app
+        await host.revoke([TopicPartition(*tp) for tp in revoked])
+
+    @app.agent(app.batches_of(*catalog.topics), name="deliver")  # type: ignore[untyped-decorator]
+    async def deliver(batches: Any) -> None:
+        """Hands each fetched batch to its delivery, which flushes by rows, bytes and age."""
+        async for batch in batches:
+            await host.submit(batch)
+
+    return app
+
+
+def status_of(host: SinkHost) -> dict[str, Any]:
+    """What /ready reports: ready when this worker has partitions and delivers all of them."""
+    partitions: dict[str, dict[str, Any]] = {}
+    for topic_partition, each in sorted(host.hosted().items()):
+        failure = each.failure or each.delivery.failure
+        partitions[str(topic_partition)] = {
+            "state": "failed" if each.failure else each.delivery.state,
+            "next_offset": each.delivery.next_offset,
+            **({"failure": str(failure)} if failure else {}),
+        }
+    running = [each.is_running for each in host.hosted().values()]
+    return {"ready": bool(running) and all(running), "partitions": partitions}
