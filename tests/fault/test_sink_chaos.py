@@ -1,0 +1,132 @@
+"""Nothing is lost and nothing is doubled in ClickHouse, whatever happens on the way (D8, invariants 5 and 7).
+
+Owners of one partition deliver the same log through a faulty network and end at random: killed (nothing is waited
+for), stopped, or left behind as zombies that go on. A seed replays a run; PINTAIL_CHAOS_SEEDS=100 runs more of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from random import Random
+
+import clickhouse_connect
+import pytest
+
+from schemas.catalog import Catalog
+from streams.adapters.clickhouse_sink import ClickHouseSink
+from streams.adapters.duckdb_decoder import DuckDBDecoder
+from streams.adapters.memory_intents import IntentLog
+from streams.positions import TopicPartition
+from streams.processes.delivery import Delivery, PartitionDelivery
+from streams.processes.microbatches import FlushLimits
+from tests.clickhouse_proxy import ClickHouseProxy, Fault, FaultKind
+from tests.sink_log import PartitionLog, append_table, submit_all
+
+SEEDS = range(int(os.environ.get("PINTAIL_CHAOS_SEEDS", "6")))
+RECORDS = 3_000
+OWNERS_MAX = 60
+#: Shorter than a SLOW fault: the client gives up first, and the insert lands later.
+REPLY_SECONDS_MAX = 1
+DRAIN_SECONDS_MAX = 60
+
+
+@pytest.fixture
+def proxy(clickhouse_url: str) -> Iterator[ClickHouseProxy]:
+    with ClickHouseProxy(clickhouse_url) as proxy:
+        yield proxy
+
+
+def some_faults(random: Random) -> list[Fault]:
+    """What the network does to the inserts of one owner."""
+    choices = [
+        Fault(FaultKind.DROP_AFTER),
+        Fault(FaultKind.CUT_REPLY),
+        Fault(FaultKind.DROP_BEFORE),
+        Fault(FaultKind.UNAVAILABLE),
+        Fault(FaultKind.EXCEPTION, code=252),
+        Fault(FaultKind.SLOW, seconds=1.5),
+        Fault(FaultKind.SLOW, seconds=0.0),
+        Fault(FaultKind.SLOW, seconds=0.0),
+    ]
+    return random.choices(choices, k=random.randint(1, 4))
+
+
+class Chaos:
+    """One run: a log, the group's intents, and the owners so far."""
+
+    def __init__(self, seed: int, proxy: ClickHouseProxy, table_name: str) -> None:
+        self.random = Random(seed)
+        self.proxy = proxy
+        self.table = append_table(table_name)
+        self.log = PartitionLog(TopicPartition(self.table.topic, 0))
+        self.log.fill(self.random, RECORDS)
+        self.intents = IntentLog()
+        self.zombies: list[tuple[PartitionDelivery, asyncio.Task[None]]] = []
+        self.closing: list[Callable[[], None]] = []
+
+    async def run(self) -> int:
+        """Owners follow one another until one has delivered the whole log; how many it took."""
+        for owner in range(1, OWNERS_MAX):
+            if await self._own():
+                return owner
+        raise AssertionError("the log was never delivered")
+
+    async def close(self) -> None:
+        for zombie, feeding in self.zombies:
+            feeding.cancel()
+            await zombie.stop()
+        for close in self.closing:
+            close()
+
+    async def _own(self) -> bool:
+        sink = ClickHouseSink(self.proxy.url, reply_seconds_max=REPLY_SECONDS_MAX)
+        limits = FlushLimits(rows_max=self.random.randint(50, 700), bytes_max=1 << 20, age_seconds_max=0.02)
+        delivery = Delivery(sink=sink, intents=self.intents.join(), decoder=DuckDBDecoder(), limits=limits)
+        self.closing += [delivery.close, sink.close]
+        partition = delivery.open(self.log.topic_partition, self.table)
+        resume = await partition.start()
+        self.proxy.inject(*some_faults(self.random))
+        feeding = asyncio.create_task(submit_all(partition, self.log, resume, Random(self.random.random())))
+        delivered = asyncio.create_task(partition.wait_until_delivered(self.log.next_offset))
+        last_insert = len(self.proxy.inserts) + self.random.randint(1, 5)
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+        self.proxy.call_at_insert(last_insert, lambda: loop.call_soon_threadsafe(end.set))
+        waiting = asyncio.create_task(end.wait())
+        await asyncio.wait({delivered, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if delivered.done():
+            await feeding
+            await partition.stop()
+            return True
+        delivered.cancel()
+        if self.random.random() < 0.3:
+            self.zombies.append((partition, feeding))
+        else:
+            feeding.cancel()
+            await partition.stop(wait_seconds_max=self.random.choice([0, 0, 5]))
+        return False
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_every_record_is_in_clickhouse_exactly_once(
+    seed: int, proxy: ClickHouseProxy, clickhouse_url: str, unique_name: Callable[[str], str]
+) -> None:
+    chaos = Chaos(seed, proxy, unique_name("chaos"))
+    admin = ClickHouseSink(clickhouse_url)
+    admin.ensure_tables(Catalog((chaos.table,)))
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS_MAX):
+            owners = await chaos.run()
+        await asyncio.to_thread(proxy.wait_idle)
+        reader = clickhouse_connect.get_client(dsn=clickhouse_url, autogenerate_session_id=False)
+        offsets = [row[0] for row in reader.query(f"SELECT _offset FROM {chaos.table.name} ORDER BY 1").result_rows]
+        values = reader.query(f"SELECT sum(value), sum(id) FROM {chaos.table.name}").result_rows[0]
+        reader.close()
+        assert offsets == chaos.log.deliverable
+        assert values == (7 * sum(range(RECORDS)), sum(range(RECORDS)))
+        assert owners > 1, "no owner was interrupted: the run proves nothing"
+    finally:
+        await chaos.close()
+        admin.close()

@@ -1,0 +1,326 @@
+"""The recovery ladder on real stores and a real Redis: every rung, every reason to step down, and what must raise."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Collection, Iterator
+from pathlib import Path
+
+import pytest
+
+from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
+from streams.adapters.memory_snapshots import MemorySnapshotRepository
+from streams.adapters.redis_snapshots import RedisSnapshotRepository
+from streams.adapters.snapshot_codec import SnapshotCodec
+from streams.errors import SnapshotCorruptError, SnapshotKeyError, SnapshotStoreUnavailableError, StoreLockedError
+from streams.processes.recovery import Recovery, Rung, SnapshotRestore
+from streams.processes.snapshotting import Snapshotter
+from tests.redis_server import RedisServer
+from tests.snapshot_stores import CODEC, MOVES, PLAYERS, append, move, open_store, player
+
+P = 2
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture
+async def repository(server: RedisServer) -> AsyncIterator[RedisSnapshotRepository]:
+    with server.client() as client:
+        client.flushall()
+    async with RedisSnapshotRepository(server.url, application="test", timeout_seconds=2.0) as repository:
+        yield repository
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[DuckDBStore]:
+    stores = open_store(tmp_path / "stores")
+    yield stores
+    stores.close()
+
+
+def fill(store: PartitionStore, seed: int = 0) -> str:
+    """Changes some rows; the content hash afterwards."""
+    append(store, PLAYERS, [player(number, seed=seed) for number in range(3_000)])
+    append(store, MOVES, [move(number) for number in range(500)])
+    return store.content_hash()
+
+
+async def snapshot_versions(store: PartitionStore, repository: RedisSnapshotRepository, count: int) -> list[str]:
+    """Takes versions 1 to `count`; their content hashes."""
+    epoch = await repository.claim_epoch(store.partition, at_least=1)
+    snapshotter = Snapshotter(repository, CODEC)
+    hashes = []
+    for seed in range(count):
+        hashes.append(fill(store, seed))
+        assert await snapshotter.take(store, epoch) is not None
+    return hashes
+
+
+def lose_disk(stores: DuckDBStore) -> None:
+    stores.close_partition(P)
+    stores.remove_partition(P)
+
+
+def damage_file(stores: DuckDBStore) -> None:
+    """Overwrites every block, as a bad disk would."""
+    stores.open_partition(P).checkpoint()
+    stores.close_partition(P)
+    path = stores.path_of(P)
+    with path.open("r+b") as file:
+        file.seek(12 * 1024)
+        file.write(os.urandom(path.stat().st_size - 12 * 1024))
+
+
+async def blocks_only_in(repository: RedisSnapshotRepository, version: int) -> frozenset[str]:
+    """The blocks that no older version shares."""
+    newer = await SnapshotRestore(repository, CODEC, P, version).manifest()
+    older = await SnapshotRestore(repository, CODEC, P, version - 1).manifest()
+    return newer.block_names - older.block_names
+
+
+async def test_the_local_file_is_the_first_rung(stores: DuckDBStore, repository: RedisSnapshotRepository) -> None:
+    store = stores.open_partition(P)
+    await snapshot_versions(store, repository, 1)
+    newer = fill(store, seed=7)
+    stores.close_partition(P)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert (recovered.rung, recovered.version, recovered.bytes_loaded) == (Rung.LOCAL_FILE, None, 0)
+    assert recovered.store.content_hash() == newer
+
+
+async def test_invariant_8_a_lost_disk_comes_back_from_the_newest_snapshot(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    hashes = await snapshot_versions(stores.open_partition(P), repository, 3)
+    lose_disk(stores)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 3)
+    assert recovered.bytes_loaded > 0
+    assert recovered.store.content_hash() == hashes[2]
+    assert [path.name for path in stores.path_of(P).parent.glob("*.restoring")] == []
+
+
+async def test_invariant_8_replay_after_a_restore_reaches_the_content_of_the_live_store(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    store = stores.open_partition(P)
+    await snapshot_versions(store, repository, 2)
+    live = fill(store, seed=9)
+    lose_disk(stores)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert recovered.store.content_hash() != live
+    assert fill(recovered.store, seed=9) == live
+
+
+async def test_without_anything_the_whole_log_is_replayed(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert (recovered.rung, recovered.version) == (Rung.WHOLE_LOG, None)
+    assert recovered.store.next_offsets() == {}
+    stores.close_partition(P)
+    stores.remove_partition(P)
+    assert (await Recovery(stores, None, None).recover(P)).rung is Rung.WHOLE_LOG
+
+
+async def test_a_damaged_local_file_is_put_aside_and_the_snapshot_is_used(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    hashes = await snapshot_versions(stores.open_partition(P), repository, 1)
+    recovery = Recovery(stores, repository, CODEC)
+    for _ in range(2):
+        damage_file(stores)
+        recovered = await recovery.recover(P)
+        assert recovered.rung is Rung.SNAPSHOT
+        assert recovered.store.content_hash() == hashes[0]
+    aside = [path.name for path in stores.path_of(P).parent.glob(f"{P}.duckdb.corrupt-*")]
+    assert len(aside) == 1, "only the newest damaged file is kept"
+
+
+async def test_a_stale_log_beside_a_restored_file_is_not_applied(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    """The log of the lost file holds rows that the snapshot has too: applied to it, they would be there twice."""
+    store = stores.open_partition(P)
+    append(store, MOVES, [move(number) for number in range(500)])
+    log = store.path.with_name(f"{P}.duckdb.wal")
+    stale = log.read_bytes()
+    assert stale
+    hashes = await snapshot_versions(store, repository, 1)
+    lose_disk(stores)
+    log.write_bytes(stale)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert recovered.rung is Rung.SNAPSHOT
+    assert recovered.store.content_hash() == hashes[0]
+
+
+async def test_a_restore_that_fails_leaves_what_is_there(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    await snapshot_versions(stores.open_partition(P), repository, 1)
+    await repository.discard_blocks(P, (await SnapshotRestore(repository, CODEC, P, 1).manifest()).block_names)
+    stores.close_partition(P)
+    before = stores.path_of(P).read_bytes()
+    with pytest.raises(SnapshotCorruptError):
+        await SnapshotRestore(repository, CODEC, P, 1).to(stores.path_of(P))
+    assert stores.path_of(P).read_bytes() == before
+
+
+@pytest.mark.parametrize("fault", ["missing block", "flipped bit", "swapped blocks", "damaged manifest"])
+async def test_an_unusable_version_falls_back_to_the_older_one(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer, fault: str
+) -> None:
+    hashes = await snapshot_versions(stores.open_partition(P), repository, 2)
+    names = sorted(await blocks_only_in(repository, 2))
+    keys = [f"{{test:{P}}}:block:{name}" for name in names]
+    with server.client() as client:
+        match fault:
+            case "missing block":
+                client.delete(keys[0])
+            case "flipped bit":
+                sealed = bytearray(client.hget(keys[0], "0") or b"")
+                sealed[len(sealed) // 2] ^= 1
+                client.hset(keys[0], "0", bytes(sealed))
+            case "swapped blocks":
+                client.rename(keys[0], "aside")
+                client.rename(keys[1], keys[0])
+                client.rename("aside", keys[1])
+            case _:
+                client.setrange(f"{{test:{P}}}:manifest:2", 40, b"damage")
+    lose_disk(stores)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 1)
+    assert recovered.store.content_hash() == hashes[0]
+
+
+async def test_damaged_blocks_are_stored_anew_by_the_next_snapshot(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer
+) -> None:
+    await snapshot_versions(stores.open_partition(P), repository, 2)
+    with server.client() as client:
+        for name in await blocks_only_in(repository, 2):
+            client.hset(f"{{test:{P}}}:block:{name}", "0", b"damage")
+    lose_disk(stores)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    content = fill(recovered.store, seed=1)
+    assert await Snapshotter(repository, CODEC).take(recovered.store, recovered.epoch) is not None
+    lose_disk(stores)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert recovered.version == 3
+    assert recovered.store.content_hash() == content
+
+
+async def test_when_no_version_is_usable_the_whole_log_is_replayed_loudly(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    await snapshot_versions(stores.open_partition(P), repository, 1)
+    await repository.discard_blocks(P, (await SnapshotRestore(repository, CODEC, P, 1).manifest()).block_names)
+    lose_disk(stores)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert recovered.rung is Rung.WHOLE_LOG
+    assert "none of the snapshot versions [1] is usable" in caplog.text
+    assert any(record.levelno >= logging.ERROR for record in caplog.records)
+
+
+async def test_a_wrong_key_is_an_error_that_names_both_keys_and_harms_nothing(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    hashes = await snapshot_versions(stores.open_partition(P), repository, 1)
+    lose_disk(stores)
+    wrong = SnapshotCodec(bytes(32), application="test")
+    with pytest.raises(SnapshotKeyError) as refusal:
+        await Recovery(stores, repository, wrong).recover(P)
+    assert CODEC.key_id in str(refusal.value)
+    assert wrong.key_id in str(refusal.value)
+    assert "PINTAIL_SNAPSHOT_KEY" in refusal.value.hint
+    assert not stores.path_of(P).exists()
+    assert (await Recovery(stores, repository, CODEC).recover(P)).store.content_hash() == hashes[0]
+
+
+async def test_each_recovery_has_a_newer_epoch_which_the_file_keeps(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    recovery = Recovery(stores, repository, CODEC)
+    first = await recovery.recover(P)
+    stores.close_partition(P)
+    second = await recovery.recover(P)
+    assert second.epoch > first.epoch
+    assert second.store.epoch() == second.epoch
+    stores.close_partition(P)
+    # A Redis that was replaced by an empty one must not give out epochs that are in use.
+    replaced = await Recovery(stores, MemorySnapshotRepository(), CODEC).recover(P)
+    assert replaced.epoch > second.epoch
+
+
+async def test_a_partition_that_another_worker_holds_is_not_touched(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    stores.open_partition(P)
+    other = open_store(stores.path_of(P).parent)
+    try:
+        with pytest.raises(StoreLockedError):
+            await Recovery(other, repository, CODEC).recover(P)
+    finally:
+        other.close()
+
+
+class TestWithoutRedis:
+    @pytest.fixture
+    async def away(self, tmp_path: Path) -> AsyncIterator[RedisSnapshotRepository]:
+        url = f"unix://{tmp_path}/nobody"
+        async with RedisSnapshotRepository(url, application="test", timeout_seconds=0.5) as repository:
+            yield repository
+
+    async def test_a_good_local_file_goes_on_under_the_next_local_epoch(
+        self, stores: DuckDBStore, away: RedisSnapshotRepository, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store = stores.open_partition(P)
+        content = fill(store)
+        store.set_epoch(41)
+        stores.close_partition(P)
+        recovered = await Recovery(stores, away, CODEC).recover(P)
+        assert (recovered.rung, recovered.epoch) == (Rung.LOCAL_FILE, 42)
+        assert recovered.store.content_hash() == content
+        assert "WITHOUT Redis" in caplog.text
+
+    @pytest.mark.parametrize("file", ["missing", "damaged"])
+    async def test_without_a_local_file_recovery_raises_at_the_deadline_instead_of_replaying_everything(
+        self, stores: DuckDBStore, away: RedisSnapshotRepository, file: str
+    ) -> None:
+        fill(stores.open_partition(P))
+        if file == "missing":
+            lose_disk(stores)
+        else:
+            damage_file(stores)
+        with pytest.raises(SnapshotStoreUnavailableError) as outage:
+            await Recovery(stores, away, CODEC, redis_deadline_seconds=0.3).recover(P)
+        assert outage.value.retriable
+        assert not stores.path_of(P).exists()
+
+    async def test_recovery_goes_on_when_redis_comes_back_before_the_deadline(
+        self, stores: DuckDBStore, server: RedisServer, repository: RedisSnapshotRepository
+    ) -> None:
+        class WatchedRepository(RedisSnapshotRepository):
+            tried = asyncio.Event()
+
+            async def load_blocks(self, partition: int, names: Collection[str]) -> dict[str, bytes]:
+                if not self.tried.is_set():
+                    server.kill()
+                    self.tried.set()
+                return await super().load_blocks(partition, names)
+
+        hashes = await snapshot_versions(stores.open_partition(P), repository, 1)
+        lose_disk(stores)
+        async with WatchedRepository(server.url, application="test", timeout_seconds=0.5) as watched:
+            recovering = asyncio.create_task(Recovery(stores, watched, CODEC, redis_deadline_seconds=30).recover(P))
+            await watched.tried.wait()
+            await asyncio.to_thread(server.start)
+            recovered = await recovering
+        assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 1)
+        assert recovered.store.content_hash() == hashes[0]

@@ -1,0 +1,282 @@
+"""Snapshots of real DuckDB stores: what they hold, what they cost, and what survives failures."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
+from streams.adapters.memory_snapshots import MemorySnapshotRepository
+from streams.adapters.redis_snapshots import RedisSnapshotRepository
+from streams.adapters.snapshot_codec import SnapshotCodec
+from streams.errors import SnapshotFencedError, SnapshotStoreUnavailableError
+from streams.processes.recovery import SnapshotRestore
+from streams.processes.snapshotting import Snapshotter, block_ranges
+from tests.redis_server import RedisServer
+from tests.snapshot_stores import CODEC, MOVES, PLAYERS, append, move, open_store, player, players
+
+P = 1
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[DuckDBStore]:
+    stores = open_store(tmp_path / "stores")
+    yield stores
+    stores.close()
+
+
+@pytest.fixture
+def store(stores: DuckDBStore) -> PartitionStore:
+    store = stores.open_partition(P)
+    append(store, PLAYERS, players(60_000))
+    append(store, MOVES, [move(number) for number in range(5_000)])
+    return store
+
+
+async def restored_hash(
+    repository: MemorySnapshotRepository | RedisSnapshotRepository, version: int, folder: Path
+) -> str:
+    """Content hash of a version, restored into a worker of its own."""
+    elsewhere = open_store(folder / f"restored-{version}")
+    try:
+        await SnapshotRestore(repository, CODEC, P, version).to(elsewhere.path_of(P))
+        return elsewhere.open_partition(P).content_hash()
+    finally:
+        elsewhere.close()
+
+
+async def test_invariant_8_every_kept_version_restores_to_the_content_of_its_time(
+    store: PartitionStore, tmp_path: Path
+) -> None:
+    repository = MemorySnapshotRepository()
+    snapshotter = Snapshotter(repository, CODEC, versions_kept=3)
+    hashes: dict[int, str] = {}
+    for round_ in range(5):
+        append(store, PLAYERS, [player(number, seed=round_ + 1) for number in range(round_ * 100, round_ * 100 + 400)])
+        append(store, MOVES, [move(number) for number in range(200)])
+        info = await snapshotter.take(store, epoch=1)
+        assert info is not None
+        assert info.next_offsets == store.next_offsets()
+        hashes[info.version] = store.content_hash()
+    assert len(set(hashes.values())) == 5
+    kept = await repository.versions(P)
+    assert kept == (5, 4, 3)
+    for version in kept:
+        assert await restored_hash(repository, version, tmp_path) == hashes[version]
+
+
+async def test_invariant_8_holds_while_writes_go_on_during_the_capture(store: PartitionStore, tmp_path: Path) -> None:
+    class WritingMeanwhile(MemorySnapshotRepository):
+        async def put_blocks(self, partition: int, blocks: Mapping[str, bytes]) -> None:
+            await asyncio.to_thread(append, store, PLAYERS, [player(n, seed=9) for n in range(70_000, 70_500)])
+            await super().put_blocks(partition, blocks)
+
+    before = store.content_hash()
+    repository = WritingMeanwhile()
+    info = await Snapshotter(repository, CODEC).take(store, epoch=1)
+    assert info is not None
+    assert store.next_offsets()["players"] > info.next_offsets["players"]
+    assert await restored_hash(repository, info.version, tmp_path) == before
+
+
+async def test_nothing_new_is_no_snapshot(store: PartitionStore, stores: DuckDBStore) -> None:
+    repository = MemorySnapshotRepository()
+    snapshotter = Snapshotter(repository, CODEC)
+    assert await snapshotter.take(store, epoch=1) is not None
+    assert await snapshotter.take(store, epoch=2) is None
+    assert await Snapshotter(repository, CODEC).take(store, epoch=3) is None
+    assert await snapshotter.take(stores.open_partition(P + 1), epoch=1) is None
+    assert await repository.versions(P) == (1,)
+
+
+async def test_one_percent_changed_rows_move_few_blocks(store: PartitionStore) -> None:
+    snapshotter = Snapshotter(MemorySnapshotRepository(), CODEC)
+    first = await snapshotter.take(store, epoch=1)
+    append(store, PLAYERS, [player(number, seed=1) for number in range(30_000, 30_600)])
+    second = await snapshotter.take(store, epoch=1)
+    assert first is not None
+    assert second is not None
+    assert first.blocks_new == first.blocks_total
+    assert second.blocks_new < second.blocks_total
+    append(store, MOVES, [move(number) for number in range(600)])
+    appended = await snapshotter.take(store, epoch=1)
+    assert appended is not None
+    assert 0 < appended.blocks_new <= 4
+    assert appended.bytes_sent < first.bytes_sent / 2
+
+
+async def test_a_restarted_worker_sends_only_what_changed(store: PartitionStore) -> None:
+    repository = MemorySnapshotRepository()
+    assert await Snapshotter(repository, CODEC).take(store, epoch=1) is not None
+    append(store, MOVES, [move(number) for number in range(600)])
+    info = await Snapshotter(repository, CODEC).take(store, epoch=2)
+    assert info is not None
+    assert info.version == 2
+    assert 0 < info.blocks_new <= 4
+
+
+async def test_exchanged_values_are_a_change_although_the_block_checksum_of_duckdb_stays(tmp_path: Path) -> None:
+    """Two players exchange badges: for DuckDB's order-blind checksum the block with all badges is the same."""
+    stores = open_store(tmp_path / "exchange")
+    store = stores.open_partition(P)
+    original = players(16_300)
+    exchanged = [*original]
+    exchanged[100] = {**original[100], "badge": original[101]["badge"]}
+    exchanged[101] = {**original[101], "badge": original[100]["badge"]}
+    repository = MemorySnapshotRepository()
+    snapshotter = Snapshotter(repository, CODEC)
+    checksum_blind = False
+    seen: dict[bytes, bytes] = {}
+    for rows in (original, original, exchanged, original, exchanged):
+        append(store, PLAYERS, rows)
+        info = await snapshotter.take(store, epoch=1)
+        assert info is not None
+        assert await restored_hash(repository, info.version, tmp_path) == store.content_hash()
+        with store.frozen() as file:
+            data = os.pread(file.fd, file.size_bytes, 0)
+        for offset, length in list(block_ranges(file.size_bytes))[1:]:
+            block = data[offset : offset + length]
+            checksum_blind |= seen.setdefault(block[:8], block) != block
+    stores.close()
+    assert checksum_blind, "the case no longer exists in this DuckDB version; the fingerprints could be reconsidered"
+
+
+async def test_invariant_4_a_crash_between_put_and_publish_leaves_the_old_version(
+    store: PartitionStore, tmp_path: Path
+) -> None:
+    class DiesBeforePublish(MemorySnapshotRepository):
+        dies = False
+
+        async def publish(
+            self, partition: int, *, version: int, epoch: int, manifest: bytes, block_names: Collection[str]
+        ) -> None:
+            if self.dies:
+                raise SnapshotStoreUnavailableError("gone", hint="")
+            await super().publish(partition, version=version, epoch=epoch, manifest=manifest, block_names=block_names)
+
+    repository = DiesBeforePublish()
+    snapshotter = Snapshotter(repository, CODEC)
+    assert await snapshotter.take(store, epoch=1) is not None
+    before = store.content_hash()
+    append(store, MOVES, [move(number) for number in range(100)])
+    repository.dies = True
+    with pytest.raises(SnapshotStoreUnavailableError):
+        await snapshotter.take(store, epoch=1)
+    assert await repository.versions(P) == (1,)
+    assert await restored_hash(repository, 1, tmp_path) == before
+    repository.dies = False
+    info = await snapshotter.take(store, epoch=1)
+    assert info is not None
+    assert info.version == 2
+    assert await restored_hash(repository, 2, tmp_path) == store.content_hash()
+
+
+async def test_invariant_5_a_zombie_under_an_older_epoch_is_fenced(store: PartitionStore) -> None:
+    repository = MemorySnapshotRepository()
+    old = await repository.claim_epoch(P, at_least=1)
+    await repository.claim_epoch(P, at_least=1)
+    with pytest.raises(SnapshotFencedError):
+        await Snapshotter(repository, CODEC).take(store, epoch=old)
+    assert await repository.versions(P) == ()
+
+
+async def test_a_block_that_vanished_is_sent_again(store: PartitionStore, tmp_path: Path) -> None:
+    repository = MemorySnapshotRepository()
+    snapshotter = Snapshotter(repository, CODEC)
+    first = await snapshotter.take(store, epoch=1)
+    assert first is not None
+    manifest = await SnapshotRestore(repository, CODEC, P, 1).manifest()
+    await repository.discard_blocks(P, manifest.blocks)
+    append(store, MOVES, [move(number) for number in range(100)])
+    assert await snapshotter.take(store, epoch=1) is not None
+    assert await restored_hash(repository, 2, tmp_path) == store.content_hash()
+
+
+async def test_a_new_key_goes_on_with_new_snapshots(store: PartitionStore) -> None:
+    repository = MemorySnapshotRepository()
+    assert await Snapshotter(repository, CODEC).take(store, epoch=1) is not None
+    other = SnapshotCodec(bytes(32), application="test")
+    info = await Snapshotter(repository, other).take(store, epoch=1)
+    assert info is not None
+    assert info.blocks_new == info.blocks_total
+    assert (await SnapshotRestore(repository, other, P, 2).check()).version == 2
+
+
+async def test_cancelling_a_snapshot_thaws_the_store(store: PartitionStore) -> None:
+    class Slow(MemorySnapshotRepository):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reached, self.proceed = asyncio.Event(), asyncio.Event()
+
+        async def put_blocks(self, partition: int, blocks: Mapping[str, bytes]) -> None:
+            self.reached.set()
+            await self.proceed.wait()
+            await super().put_blocks(partition, blocks)
+
+    repository = Slow()
+    taking = asyncio.create_task(Snapshotter(repository, CODEC).take(store, epoch=1))
+    await repository.reached.wait()
+    taking.cancel()
+    repository.proceed.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await asyncio.wait_for(asyncio.to_thread(store.checkpoint), timeout=5)
+    assert await repository.versions(P) == ()
+
+
+class TestWithRedis:
+    @pytest.fixture
+    def server(self) -> Iterator[RedisServer]:
+        with RedisServer() as running:
+            yield running
+
+    @pytest.fixture
+    async def repository(self, server: RedisServer) -> AsyncIterator[RedisSnapshotRepository]:
+        async with RedisSnapshotRepository(server.url, application="test", timeout_seconds=2.0) as repository:
+            yield repository
+
+    async def test_invariant_8_over_redis_also_after_its_restart(
+        self, store: PartitionStore, server: RedisServer, repository: RedisSnapshotRepository, tmp_path: Path
+    ) -> None:
+        snapshotter = Snapshotter(repository, CODEC, versions_kept=2)
+        hashes: dict[int, str] = {}
+        for round_ in range(3):
+            append(store, PLAYERS, [player(number, seed=round_ + 1) for number in range(300)])
+            info = await snapshotter.take(store, epoch=1)
+            assert info is not None
+            hashes[info.version] = store.content_hash()
+        server.kill()
+        server.start()
+        assert await repository.versions(P) == (3, 2)
+        for version in (3, 2):
+            assert await restored_hash(repository, version, tmp_path) == hashes[version]
+
+    async def test_redis_down_during_a_snapshot_is_retriable_and_leaves_the_store_unharmed(
+        self, store: PartitionStore, server: RedisServer, repository: RedisSnapshotRepository, tmp_path: Path
+    ) -> None:
+        put = threading.Event()
+
+        class DownAfterFirstPut(RedisSnapshotRepository):
+            async def put_blocks(self, partition: int, blocks: Mapping[str, bytes]) -> None:
+                await super().put_blocks(partition, blocks)
+                if not put.is_set():
+                    put.set()
+                    server.kill()
+
+        async with DownAfterFirstPut(server.url, application="test", timeout_seconds=2.0) as failing:
+            snapshotter = Snapshotter(failing, CODEC)
+            with pytest.raises(SnapshotStoreUnavailableError) as outage:
+                await snapshotter.take(store, epoch=1)
+            assert put.is_set()
+            assert outage.value.retriable
+            append(store, MOVES, [move(number) for number in range(100)])
+            store.checkpoint()
+            server.start()
+            info = await snapshotter.take(store, epoch=1)
+        assert info is not None
+        assert await restored_hash(repository, 1, tmp_path) == store.content_hash()

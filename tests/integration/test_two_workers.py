@@ -1,0 +1,109 @@
+"""Several store workers: co-location, questions by key, hand-over of partitions by snapshot (D2, D11, invariant 5)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams.errors import QueryRefusedError
+from tests.system import Position, System, running_system
+from tests.waiting import wait_for, worker_report
+
+PARTITIONS = 4
+TABLES = {
+    "accounts": """
+        CREATE TABLE accounts (id VARCHAR, balance BIGINT, PRIMARY KEY (id))
+        WITH (topic = '{prefix}.accounts', partitions = 4)
+    """,
+    "audits": """
+        CREATE TABLE audits (id VARCHAR, balance BIGINT) WITH (topic = '{prefix}.audits', partitions = 4)
+    """,
+}
+
+
+@pytest.fixture
+def system(tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str) -> Iterator[System]:
+    with running_system(
+        tmp_path,
+        TABLES,
+        kafka=kafka,
+        redis_url=redis_url,
+        clickhouse_url=clickhouse_url,
+        store_workers=2,
+        environment={"PINTAIL_SNAPSHOT_INTERVAL_SECONDS": "0.5"},
+    ) as system:
+        wait_for(
+            lambda: all(len(owned(system, name)) == 2 for name in ("store-0", "store-1")), "both own two partitions"
+        )
+        yield system
+
+
+def report(system: System, worker: str) -> dict[str, dict[str, Any]]:
+    port = system.stack.process(worker).specification.port
+    assert port is not None
+    partitions: dict[str, dict[str, Any]] = worker_report(port).get("partitions", {})
+    return partitions
+
+
+def owned(system: System, worker: str) -> set[int]:
+    """The partitions that the worker serves."""
+    return {int(number) for number, state in report(system, worker).items() if state["state"] == "serving"}
+
+
+def reflects(state: dict[str, Any], next_offsets: dict[str, int]) -> bool:
+    """The newest snapshot holds all that was written to `accounts`."""
+    snapshot = state.get("snapshot", {}).get("next_offsets", {})
+    return all(snapshot.get(topic, 0) >= position for topic, position in next_offsets.items())
+
+
+def put(system: System, key: str, balance: int) -> Position:
+    value = json.dumps({"id": key, "balance": balance})
+    return system.publish(f"{system.settings.application}.accounts", value, key=key)
+
+
+def balance(system: System, key: str, position: Position) -> list[tuple[Any, ...]]:
+    return list(system.query_after(position, "SELECT balance FROM accounts WHERE id = ?", [key], key=key).rows)
+
+
+def test_partitions_are_co_located_and_move_with_their_state(system: System) -> None:
+    assert owned(system, "store-0") | owned(system, "store-1") == set(range(PARTITIONS))
+    assert not owned(system, "store-0") & owned(system, "store-1")
+
+    keys = [f"key-{number}" for number in range(40)]
+    written = {key: put(system, key, number) for number, key in enumerate(keys)}
+    assert {position.partition for position in written.values()} == set(range(PARTITIONS))
+    for number, key in enumerate(keys):
+        assert balance(system, key, written[key]) == [(number,)]
+
+    with pytest.raises(QueryRefusedError) as refused:
+        system.client.query("SELECT count(*) FROM accounts", deadline_ms=3000)
+    assert refused.value.code == "partial_state"
+    assert "key" in refused.value.hint
+
+    def is_covered() -> bool:
+        """The newest snapshots reflect everything written."""
+        covered = {**report(system, "store-0"), **report(system, "store-1")}
+        return len(covered) == PARTITIONS and all(reflects(state, state["next_offsets"]) for state in covered.values())
+
+    wait_for(is_covered, "snapshots of every partition")
+
+    # store-1 goes for good: after its session ends, store-0, which has none of its files, takes over.
+    moved = owned(system, "store-1")
+    system.stack.stop_process("store-1")
+    wait_for(lambda: owned(system, "store-0") == set(range(PARTITIONS)), "store-0 owns all", seconds=90)
+    for number in moved:
+        assert report(system, "store-0")[str(number)]["recovered"]["rung"] == "snapshot"
+    last = put(system, "key-0", 1000)
+    answer = system.query_after(last, "SELECT count(*), sum(balance) FROM accounts")
+    assert answer.rows == [(40, sum(range(40)) + 1000)]
+
+    # And it comes back: partitions move again, with what was written meanwhile.
+    system.stack.start_process("store-1")
+    wait_for(lambda: len(owned(system, "store-1")) == 2, "store-1 owns two again", seconds=90)
+    for number, key in enumerate(keys[1:], start=1):
+        assert balance(system, key, written[key]) == [(number,)]
+    assert balance(system, "key-0", last) == [(1000,)]

@@ -1,0 +1,309 @@
+"""The delivery protocol's decisions and its behaviour at the end of an assignment, against a sink in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import pyarrow as pa
+import pytest
+
+from schemas.table import TableDefinition
+from streams.adapters.duckdb_decoder import DuckDBDecoder
+from streams.adapters.memory_intents import IntentLog
+from streams.errors import LogGapError, SinkRejectedError, SinkUnavailableError, StaleEpochError
+from streams.positions import OffsetRange, TopicPartition
+from streams.processes import delivery as delivery_module
+from streams.processes.delivery import Delivery, DeliveryState, PartitionDelivery
+from streams.processes.microbatches import FlushLimits
+from tests.sink_log import PartitionLog, append_table, submit_all
+
+TABLE = append_table("t")
+TP = TopicPartition(TABLE.topic, 0)
+SECONDS_MAX = 20
+
+
+@dataclass
+class MemorySink:
+    """Rows by token; `faults` are raised one per insert; inserts wait while `gate` is closed."""
+
+    offsets: list[int] = field(default_factory=list)
+    tokens: list[OffsetRange] = field(default_factory=list)
+    faults: list[Exception] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
+
+    def last_offset(self, table: TableDefinition, topic_partition: TopicPartition) -> int | None:
+        del table, topic_partition
+        return max(self.offsets, default=None)
+
+    def insert(
+        self, table: TableDefinition, topic_partition: TopicPartition, offsets: OffsetRange, rows: pa.Table
+    ) -> None:
+        del table, topic_partition
+        self.entered.set()
+        if not self.gate.wait(SECONDS_MAX):
+            raise AssertionError("the gate was never opened")
+        if self.faults:
+            raise self.faults.pop(0)
+        if offsets not in self.tokens:
+            self.tokens.append(offsets)
+            self.offsets += rows.column("_offset").to_pylist()
+
+
+@dataclass
+class Setting:
+    """A log, a sink and the group's intents."""
+
+    log: PartitionLog
+    sink: MemorySink
+    intents: IntentLog
+    shared: list[Delivery] = field(default_factory=list)
+
+    def assign(self, *, rows_max: int = 100, buffer_bytes_max: int = 1 << 20) -> PartitionDelivery:
+        """A new owner."""
+        limits = FlushLimits(rows_max=rows_max, bytes_max=1 << 20, age_seconds_max=0.01)
+        self.shared.append(
+            Delivery(
+                sink=self.sink,
+                intents=self.intents.join(),
+                decoder=DuckDBDecoder(),
+                limits=limits,
+                buffer_bytes_max=buffer_bytes_max,
+            )
+        )
+        return self.shared[-1].open(TP, TABLE)
+
+    @property
+    def ranges(self) -> list[OffsetRange]:
+        """Every BEFORE record, in order."""
+        return [offsets for _, _, offsets in self.intents.history]
+
+
+@pytest.fixture
+async def setting(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
+    monkeypatch.setattr(delivery_module, "IDLE_SECONDS", 0.05)
+    log = PartitionLog(TP)
+    log.fill(Random(5), 1000)
+    setting = Setting(log, MemorySink(), IntentLog())
+    setting.sink.gate.set()
+    yield setting
+    setting.sink.gate.set()
+    for shared in setting.shared:
+        shared.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS_MAX):
+        while not condition():  # noqa: ASYNC110  # waits, with a deadline, for what no event announces
+            await asyncio.sleep(0.005)
+
+
+async def deliver_all(setting: Setting, owner: PartitionDelivery) -> None:
+    resume = await owner.start()
+    await submit_all(owner, setting.log, resume, Random(6))
+    async with asyncio.timeout(SECONDS_MAX):
+        await owner.wait_until_delivered(setting.log.next_offset)
+
+
+async def test_ranges_follow_one_another_and_hold_every_deliverable_record(setting: Setting) -> None:
+    owner = setting.assign()
+    await deliver_all(setting, owner)
+    await owner.stop()
+    assert setting.sink.offsets == setting.log.deliverable
+    assert setting.ranges[0].lo == 0
+    assert all(a.hi == b.lo for a, b in zip(setting.ranges, setting.ranges[1:], strict=False))
+    assert owner.records_left_out == len(setting.log.offsets) - len(setting.log.deliverable)
+
+
+@pytest.mark.parametrize(
+    ("stored", "intent", "resume", "replay"),
+    [
+        (None, None, None, None),
+        (49, None, 50, None),
+        (None, (0, 60), 0, (0, 60)),
+        (49, (50, 60), 50, (50, 60)),
+        (50, (50, 60), 60, None),  # one row of the range proves all of it: the rest is parked or a hole
+        (59, (50, 60), 60, None),
+        (49, (50, 50), 50, None),
+        (49, (80, 80), 80, None),
+        (99, (50, 60), 100, None),  # the group was reset to an earlier position: the table knows better
+    ],
+)
+async def test_where_a_new_owner_goes_on(
+    stored: int | None,
+    intent: tuple[int, int] | None,
+    resume: int | None,
+    replay: tuple[int, int] | None,
+    setting: Setting,
+) -> None:
+    if stored is not None:
+        setting.sink.offsets.append(stored)
+    if intent is not None:
+        setting.intents.newest[TP] = OffsetRange(*intent)
+    owner = setting.assign(rows_max=7)
+    assert await owner.start() == resume
+    await submit_all(owner, setting.log, resume, Random(7))
+    await until(lambda: bool(setting.sink.tokens))
+    await owner.stop()
+    assert setting.sink.tokens[0] == replay or (replay is None and setting.sink.tokens[0].lo == (resume or 0))
+
+
+async def test_an_idle_partition_records_that_nothing_is_under_way(setting: Setting) -> None:
+    owner = setting.assign()
+    await deliver_all(setting, owner)
+    end = setting.log.next_offset
+    await until(lambda: setting.intents.newest[TP] == OffsetRange(end, end))
+    await owner.stop()
+    assert await setting.assign().start() == end
+
+
+async def test_records_that_are_all_parked_move_the_position_on_without_an_insert(setting: Setting) -> None:
+    setting.log = PartitionLog(TP)
+    for _ in range(10):
+        setting.log.append(b"not json", is_poison=True)
+    setting.log.skip(5)
+    owner = setting.assign()
+    await deliver_all(setting, owner)
+    assert owner.next_offset == 15
+    assert owner.records_left_out == 10
+    assert not setting.sink.entered.is_set()
+    await owner.stop()
+
+
+async def test_failures_back_off_visibly_and_the_same_range_is_tried_until_it_succeeds(setting: Setting) -> None:
+    setting.sink.faults = [SinkUnavailableError("away"), SinkRejectedError("no access", code=497)]
+    owner = setting.assign()
+    resume = await owner.start()
+    feeding = asyncio.create_task(submit_all(owner, setting.log, resume, Random(6)))
+    await until(lambda: isinstance(owner.failure, SinkRejectedError))
+    assert owner.failures == 2
+    assert owner.backoff_seconds > 0
+    await feeding
+    async with asyncio.timeout(SECONDS_MAX):
+        await owner.wait_until_delivered(setting.log.next_offset)
+    assert (owner.failure, owner.failures, owner.backoff_seconds) == (None, 0, 0.0)
+    assert setting.sink.offsets == setting.log.deliverable
+    await owner.stop()
+
+
+async def test_after_stop_nothing_is_recorded_or_delivered(setting: Setting) -> None:
+    setting.sink.gate.clear()
+    owner = setting.assign()
+    resume = await owner.start()
+    await submit_all(owner, setting.log, resume, Random(6))
+    await asyncio.to_thread(setting.sink.entered.wait, SECONDS_MAX)
+    recorded = list(setting.intents.history)
+    stopping = asyncio.create_task(owner.stop())
+    await until(lambda: owner.state is DeliveryState.STOPPED)
+    setting.sink.gate.set()
+    await stopping
+    # The insert in flight was waited for; nothing follows it, and late batches are dropped.
+    assert len(setting.sink.tokens) == 1
+    await owner.submit(setting.log.batch(0, 10))
+    with pytest.raises(StaleEpochError):
+        await owner.wait_until_delivered(setting.log.next_offset)
+    assert setting.intents.history == recorded
+    assert setting.shared[0].budget.bytes_used == 0
+
+
+async def test_an_insert_that_outlives_the_stop_changes_nothing_and_is_replayed(setting: Setting) -> None:
+    setting.sink.gate.clear()
+    old = setting.assign()
+    await submit_all(old, setting.log, await old.start(), Random(6))
+    await asyncio.to_thread(setting.sink.entered.wait, SECONDS_MAX)
+    await old.stop(wait_seconds_max=0)
+    new = setting.assign(rows_max=33)
+    assert await new.start() == 0
+    setting.sink.gate.set()
+    await submit_all(new, setting.log, 0, Random(8))
+    async with asyncio.timeout(SECONDS_MAX):
+        await new.wait_until_delivered(setting.log.next_offset)
+    await new.stop()
+    assert sorted(setting.sink.offsets) == setting.log.deliverable
+    assert old.next_offset is None or old.next_offset == 0
+
+
+async def test_a_zombie_is_fenced_before_it_inserts(setting: Setting) -> None:
+    zombie = setting.assign()
+    resume = await zombie.start()
+    new = setting.assign()
+    await deliver_all(setting, new)
+    inserted = list(setting.sink.tokens)
+    await submit_all(zombie, setting.log, resume, Random(6))
+    await until(lambda: zombie.state is DeliveryState.FENCED)
+    assert setting.sink.tokens == inserted
+    await zombie.submit(setting.log.batch(0, 10))
+    await zombie.stop()
+    await new.stop()
+    assert setting.shared[0].budget.bytes_used == 0
+
+
+async def test_start_waits_for_the_sink_and_ends_with_stop(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> int | None:
+        raise SinkUnavailableError("away")
+
+    monkeypatch.setattr(setting.sink, "last_offset", away)
+    owner = setting.assign()
+    starting = asyncio.create_task(owner.start())
+    await until(lambda: owner.failures > 0)
+    await owner.stop()
+    with pytest.raises(StaleEpochError):
+        await asyncio.wait_for(starting, SECONDS_MAX)
+
+
+async def test_missing_records_are_named_never_skipped(setting: Setting) -> None:
+    owner = setting.assign()
+    await owner.start()
+    await owner.submit(setting.log.batch(0, 10))
+    with pytest.raises(LogGapError, match="from 10 on"):
+        await owner.submit(setting.log.batch(20, 30))
+    await owner.submit(setting.log.batch(5, 30))
+    async with asyncio.timeout(SECONDS_MAX):
+        await owner.wait_until_delivered(30)
+    assert setting.sink.offsets == [offset for offset in setting.log.deliverable if offset < 30]
+    await owner.stop()
+
+
+async def test_submitting_waits_while_too_many_bytes_are_under_way(setting: Setting) -> None:
+    setting.sink.gate.clear()
+    owner = setting.assign(rows_max=10, buffer_bytes_max=5_000)
+    await owner.start()
+    feeding = asyncio.create_task(submit_all(owner, setting.log, 0, Random(6)))
+    await asyncio.to_thread(setting.sink.entered.wait, SECONDS_MAX)
+    whole = setting.log.batch(0, setting.log.next_offset).size_bytes
+    assert not feeding.done()
+    assert setting.shared[0].budget.bytes_used < whole / 2
+    setting.sink.gate.set()
+    await asyncio.wait_for(feeding, SECONDS_MAX)
+    async with asyncio.timeout(SECONDS_MAX):
+        await owner.wait_until_delivered(setting.log.next_offset)
+    assert setting.shared[0].budget.bytes_used == 0
+    await owner.stop()
+
+
+async def test_a_replay_does_not_wait_for_room_that_only_deliveries_make(setting: Setting) -> None:
+    setting.intents.newest[TP] = OffsetRange(0, setting.log.next_offset)
+    owner = setting.assign(buffer_bytes_max=100)
+    setting.shared[0].budget.bytes_used = 100
+    async with asyncio.timeout(SECONDS_MAX):
+        await deliver_all(setting, owner)
+    assert setting.sink.tokens == [OffsetRange(0, setting.log.next_offset)]
+    await owner.stop()
+
+
+async def test_a_fault_of_the_program_comes_out_where_batches_are_handed_over(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = setting.assign()
+    monkeypatch.setattr(setting.shared[0], "decoder", None)
+    await owner.start()
+    await owner.submit(setting.log.batch(0, 10))
+    with pytest.raises(AttributeError):
+        await owner.wait_until_delivered(10)
+    with pytest.raises(AttributeError):
+        await owner.submit(setting.log.batch(10, 20))
+    await owner.stop()

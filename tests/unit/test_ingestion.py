@@ -1,0 +1,129 @@
+"""The data path of one partition: the order of its effects, re-reads, gaps, and Kafka being away for dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from aiokafka.errors import KafkaTimeoutError
+
+from schemas.catalog import Catalog
+from streams.adapters.duckdb_store import DuckDBStore
+from streams.errors import LogGapError
+from streams.ports import DeadLetter
+from streams.processes.ingestion import PartitionIngestion
+from streams.retry import Backoff
+from tests.store_samples import DECODER, batch, table
+
+EVENTS = table("events", number="INTEGER!")
+
+
+class Watched:
+    """An ingestion over a real store. Stands in for Kafka's dead-letter topic, and hears what is announced."""
+
+    def __init__(self, store: DuckDBStore) -> None:
+        self.database = store
+        self.store = store.open_partition(0)
+        self.letters: list[DeadLetter] = []
+        #: The store's positions each time letters were parked.
+        self.positions_when_parked: list[dict[str, int]] = []
+        self.failures_to_come: list[Exception] = []
+        self.announced: dict[str, int] = {}
+        self.moved = asyncio.Condition()
+        self.ingestion = PartitionIngestion(
+            self.store, tables={EVENTS.topic: EVENTS}, decoder=DECODER, dead_letters=self, announce=self.announce
+        )
+        self.task = asyncio.create_task(self.ingestion.run())
+
+    async def park(self, letters: Sequence[DeadLetter]) -> None:
+        if self.failures_to_come:
+            raise self.failures_to_come.pop(0)
+        self.positions_when_parked.append(self.store.next_offsets())
+        self.letters += letters
+
+    async def announce(self, positions: Mapping[str, int]) -> None:
+        async with self.moved:
+            self.announced |= positions
+            self.moved.notify_all()
+
+    async def is_applied(self, position: int) -> None:
+        async with asyncio.timeout(30), self.moved:
+            await self.moved.wait_for(lambda: self.announced.get(EVENTS.topic, 0) >= position)
+
+    def numbers(self) -> list[int]:
+        self.database.publish_scopes([0])
+        cursor = self.database.query_cursor(0)
+        try:
+            return [row[0] for row in cursor.execute("SELECT number FROM events ORDER BY _offset").fetchall()]
+        finally:
+            cursor.close()
+
+
+@pytest.fixture
+async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
+    store = DuckDBStore(tmp_path, Catalog((EVENTS,)))
+    watched = Watched(store)
+    yield watched
+    watched.task.cancel()
+    with suppress(asyncio.CancelledError, LogGapError):
+        await watched.task
+    store.close()
+
+
+async def test_what_is_queued_is_applied_in_order_and_announced(watched: Watched) -> None:
+    for first in (0, 2, 4):
+        watched.ingestion.submit(batch(EVENTS, [{"number": first}, {"number": first + 1}], first=first))
+    await watched.is_applied(6)
+    assert watched.numbers() == [0, 1, 2, 3, 4, 5]
+    assert watched.store.next_offsets() == {EVENTS.topic: 6}
+
+
+async def test_invariant_6_poison_is_parked_before_its_offset_is_passed(watched: Watched) -> None:
+    watched.ingestion.submit(batch(EVENTS, [{"number": 1}, b"junk", {"number": 3}]))
+    await watched.is_applied(3)
+    assert watched.numbers() == [1, 3]
+    ((letter,), (before,)) = (watched.letters, watched.positions_when_parked)
+    assert (letter.offset, letter.value, letter.source.topic) == (1, b"junk", EVENTS.topic)
+    assert before == {}, "parked before the transaction"
+
+
+async def test_invariant_2_a_re_read_is_neither_applied_nor_parked_again(watched: Watched) -> None:
+    first = batch(EVENTS, [{"number": 1}, b"junk"])
+    watched.ingestion.submit(first)
+    await watched.is_applied(2)
+    watched.ingestion.submit(first)
+    watched.ingestion.submit(batch(EVENTS, [b"junk", {"number": 3}], first=1))
+    await watched.is_applied(3)
+    assert watched.numbers() == [1, 3]
+    assert [letter.offset for letter in watched.letters] == [1]
+
+
+async def test_nothing_is_applied_past_poison_that_cannot_be_parked_yet(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backoff, "next_delay_seconds", lambda _: 0.0)
+    watched.failures_to_come = [KafkaTimeoutError(), KafkaTimeoutError()]
+    watched.ingestion.submit(batch(EVENTS, [b"junk", {"number": 2}]))
+    await watched.is_applied(2)
+    assert watched.failures_to_come == []
+    assert watched.numbers() == [2]
+    assert [letter.offset for letter in watched.letters] == [0]
+
+
+async def test_a_gap_in_the_log_ends_the_run_and_applies_nothing(watched: Watched) -> None:
+    watched.ingestion.submit(batch(EVENTS, [{"number": 1}]))
+    await watched.is_applied(1)
+    watched.ingestion.submit(batch(EVENTS, [{"number": 9}], first=5))
+    with pytest.raises(LogGapError):
+        await asyncio.wait_for(watched.task, timeout=30)
+    assert watched.numbers() == [1]
+    assert watched.store.next_offsets() == {EVENTS.topic: 1}
+
+
+async def test_breaking_off_ends_the_run_with_the_fault(watched: Watched) -> None:
+    watched.ingestion.break_off(LogGapError("the topic is gone"))
+    with pytest.raises(LogGapError, match="the topic is gone"):
+        await asyncio.wait_for(watched.task, timeout=30)

@@ -1,0 +1,108 @@
+"""When a micro-batch is due and where it ends: by rows, bytes, age, or a replay's exact range."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+import pytest
+
+from streams.batches import RecordBatch, joined
+from streams.positions import OffsetRange, TopicPartition
+from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatchBuffer
+from tests.sink_log import PartitionLog
+
+NEVER = 1e6
+
+
+@pytest.fixture
+def log() -> PartitionLog:
+    log = PartitionLog(TopicPartition("t", 0))
+    log.fill(Random(1), 1000)
+    return log
+
+
+def buffer_of(
+    *batches: RecordBatch, rows: int = 10**6, size_bytes: int = 10**9, age: float = NEVER
+) -> MicroBatchBuffer:
+    buffer = MicroBatchBuffer(FlushLimits(rows_max=rows, bytes_max=size_bytes, age_seconds_max=age))
+    for batch in batches:
+        buffer.put(batch, counted_bytes=batch.size_bytes)
+    return buffer
+
+
+def test_joining_what_was_cut_gives_the_whole_back(log: PartitionLog) -> None:
+    whole = log.batch(0, log.next_offset)
+    whole.headers = {3: (("a", b"1"),), 900: (("b", b"2"),)}
+    random = Random(2)
+    for _ in range(50):
+        first, second = sorted(random.randint(0, log.next_offset) for _ in range(2))
+        parts = [whole.ending_at(first), whole.starting_at(first).ending_at(second), whole.starting_at(second)]
+        assert [part.next_offset for part in parts] == [first, second, log.next_offset]
+        assert joined(parts) == whole
+
+
+def test_nothing_is_due_without_records() -> None:
+    assert buffer_of().due_in_seconds() is None
+
+
+def test_age_is_that_of_the_oldest_record(log: PartitionLog) -> None:
+    buffer = buffer_of(log.batch(0, 10), age=100.0)
+    first = buffer.due_in_seconds()
+    buffer.put(log.batch(10, 20), counted_bytes=0)
+    later = buffer.due_in_seconds()
+    assert first is not None
+    assert later is not None
+    assert 90 < later <= first <= 100
+    assert buffer_of(log.batch(0, 10), age=0.0).due_in_seconds() <= 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("limit", [{"rows": 100}, {"size_bytes": 3000}])
+def test_rows_and_bytes_make_it_due_at_once(limit: dict[str, int], log: PartitionLog) -> None:
+    buffer = buffer_of(log.batch(0, 50), **limit)
+    assert buffer.due_in_seconds() != 0
+    buffer.put(log.batch(50, 250), counted_bytes=0)
+    assert buffer.due_in_seconds() == 0
+
+
+def test_taking_everything_loses_no_record_and_no_counted_byte(log: PartitionLog) -> None:
+    buffer = buffer_of(*log.fetches(0, Random(3)), rows=64, age=0.0)
+    taken = []
+    while buffer.due_in_seconds() is not None:
+        taken.append(buffer.take())
+    assert joined([each.batch for each in taken]) == log.batch(0, log.next_offset)
+    assert max(len(each.batch) for each in taken) == 64
+    assert sum(each.counted_bytes for each in taken) == log.batch(0, log.next_offset).size_bytes
+    assert [a.offsets.hi for a in taken[:-1]] == [b.offsets.lo for b in taken[1:]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_replay_is_cut_at_its_edges_however_fetches_are_cut(seed: int, log: PartitionLog) -> None:
+    random = Random(seed)
+    lo, hi = sorted(random.sample(range(log.next_offset), 2))
+    buffer = buffer_of(rows=10, age=0.0)
+    buffer.replay = OffsetRange(lo, hi)
+    fetches = log.fetches(lo, random)
+    while buffer.due_in_seconds() is None:
+        buffer.put(next(fetches), counted_bytes=0)
+    replay = buffer.take()
+    assert replay.offsets == (lo, hi)
+    assert replay.batch == log.batch(lo, hi)
+    assert buffer.replay is None
+    if buffer.due_in_seconds() is not None:
+        assert buffer.take().offsets.lo == hi
+
+
+async def test_the_budget_admits_what_fits_and_one_that_never_would() -> None:
+    budget = BufferBudget(100)
+    await budget.take(1000)
+    waiting = asyncio.create_task(budget.take(60))
+    second = asyncio.create_task(budget.take(60))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    budget.give_back(1000)
+    await asyncio.wait_for(waiting, 5)
+    assert budget.bytes_used == 60
+    assert not second.done()
+    budget.give_back(60)
+    await asyncio.wait_for(second, 5)

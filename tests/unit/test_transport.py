@@ -1,0 +1,146 @@
+"""The batched transport: what a fetch becomes, and how much of it may wait."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from faust.types import TP
+
+from agents import fetched_batches
+from agents.fetched_batches import ByteBudget, drain
+from streams.batches import RecordBatch
+
+FLIGHTS = TP("flights", 0)
+
+
+def log_batch(
+    base_offset: int,
+    values: list[bytes | None],
+    *,
+    producer_id: int = -1,
+    transactional: bool = False,
+    control: bool = False,
+    missing: frozenset[int] = frozenset(),
+) -> bytes:
+    """A Kafka record batch as a broker sends it; offsets in `missing` were compacted away."""
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=transactional,
+        producer_id=producer_id,
+        producer_epoch=0,
+        base_sequence=0,
+        batch_size=1 << 20,
+    )
+    for index, value in enumerate(values):
+        if index not in missing:
+            key = b"\x00\x00\x00\x00" if control else b"k%d" % index
+            builder.append(index, timestamp=1000 + index, key=key, value=value, headers=[("h", b"1")] if index else [])
+    raw = bytearray(builder.build())
+    raw[0:8] = base_offset.to_bytes(8, "big")
+    if control:
+        attributes = int.from_bytes(raw[21:23], "big") | 0x20
+        raw[21:23] = attributes.to_bytes(2, "big")
+    return bytes(raw)
+
+
+def fetched(
+    *log_batches: bytes, position: int = 0, aborted: list[tuple[int, int]] | None = None, check_crcs: bool = False
+) -> tuple[FetchResult, Any]:
+    state = SimpleNamespace(position=position, highwater=1000, paused=False)
+
+    def consumed_to(offset: int) -> None:
+        state.position = offset
+
+    state.consumed_to = consumed_to
+    assignment = SimpleNamespace(active=True, state_value=lambda _: state)
+    records = PartitionRecords(
+        FLIGHTS, MemoryRecords(b"".join(log_batches)), aborted, position, None, None, check_crcs, READ_COMMITTED
+    )
+    return FetchResult(FLIGHTS, assignment=assignment, partition_records=records, backoff=0), state
+
+
+def drained(result: FetchResult) -> RecordBatch:
+    batch = drain(result, FLIGHTS, 7)
+    assert batch is not None
+    return batch
+
+
+def test_a_fetch_becomes_one_batch_of_parallel_columns() -> None:
+    result, state = fetched(log_batch(0, [b"a", None]), log_batch(2, [b"ccc"]))
+    batch = drained(result)
+    assert (batch.first_offset, batch.next_offset, batch.generation) == (0, 3, 7)
+    assert batch.values == [b"a", None, b"ccc"]
+    assert batch.offsets == [0, 1, 2]
+    assert batch.keys == [b"k0", b"k1", b"k0"]
+    assert batch.timestamps_ms == [1000, 1001, 1000]
+    assert batch.headers == {1: (("h", b"1"),)}
+    assert batch.size_bytes == len(b"a") + len(b"ccc") + 3 * len(b"k0")
+    assert state.position == 3
+    assert not result.has_more()
+
+
+def test_records_below_the_position_are_left_out() -> None:
+    result, _ = fetched(log_batch(0, [b"a", b"b", b"c"]), position=2)
+    batch = drained(result)
+    assert (batch.first_offset, batch.offsets, batch.values) == (2, [2], [b"c"])
+
+
+def test_offsets_need_not_be_dense() -> None:
+    result, _ = fetched(log_batch(0, [b"a", b"b", b"c"], missing=frozenset({1})), log_batch(10, [b"z"]))
+    batch = drained(result)
+    assert batch.offsets == [0, 2, 10]
+    assert (batch.first_offset, batch.next_offset) == (0, 11)
+
+
+def test_aborted_transactions_and_control_records_move_the_position_and_nothing_else() -> None:
+    aborted = log_batch(0, [b"x"], producer_id=5, transactional=True)
+    marker = log_batch(1, [b"\x00\x00\x00\x00\x00\x00"], producer_id=5, transactional=True, control=True)
+    result, state = fetched(aborted, marker, aborted=[(5, 0)])
+    batch = drained(result)
+    assert len(batch) == 0
+    assert (batch.first_offset, batch.next_offset) == (0, 2)
+    assert state.position == 2
+
+
+def test_a_corrupt_log_batch_is_an_error_and_never_data() -> None:
+    raw = bytearray(log_batch(0, [b"hello"]))
+    raw[-3] ^= 0x01
+    result, _ = fetched(bytes(raw), check_crcs=True)
+    with pytest.raises(CorruptRecordException):
+        drain(result, FLIGHTS, 1)
+
+
+def test_a_large_fetch_is_handed_out_in_parts_that_continue_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetched_batches, "FETCHED_BATCH_BYTES_MAX", 4)
+    result, _ = fetched(log_batch(0, [b"aaaa"]), log_batch(1, [b"bbbb"]))
+    first = drained(result)
+    assert result.has_more()
+    second = drained(result)
+    assert (first.first_offset, first.next_offset) == (0, 1)
+    assert (second.first_offset, second.next_offset) == (1, 2)
+    assert not result.has_more()
+
+
+async def test_the_budget_is_full_until_batches_are_garbage() -> None:
+    budget = ByteBudget(100)
+    batches = [RecordBatch("flights", 0, 0, 1, size_bytes=60), RecordBatch("flights", 0, 1, 2, size_bytes=60)]
+    for batch in batches:
+        budget.take(batch)
+    del batch
+    assert budget.is_full
+    waiting = asyncio.create_task(budget.wait_for_room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    batches.clear()
+    gc.collect()
+    await asyncio.wait_for(waiting, timeout=5)
+    assert budget.bytes_used == 0
