@@ -104,16 +104,21 @@ def _is_hidden(fetched: Any, log_batch: Any) -> bool:
 
 
 def _append_records(batch: RecordBatch, log_batch: Any, position: int) -> None:
-    values, keys, offsets, timestamps_ms = batch.values, batch.keys, batch.offsets, batch.timestamps_ms
-    appended_from = len(offsets)
-    for record in log_batch:
-        if record.offset < position:
-            continue
-        values.append(record.value)
-        keys.append(record.key)
-        offsets.append(record.offset)
-        timestamps_ms.append(record.timestamp)
+    """A list at a time: a step per record and list would cost as much as decoding the record."""
+    records = list(log_batch)
+    if records and records[0].offset < position:
+        records = [record for record in records if record.offset >= position]
+    if not records:
+        return
+    appended_from, first_offset, last_offset = len(batch), records[0].offset, records[-1].offset
+    is_dense = last_offset - first_offset == len(records) - 1
+    values = [record.value for record in records]
+    keys = [record.key for record in records]
+    batch.values += values
+    batch.keys += keys
+    batch.offsets += range(first_offset, last_offset + 1) if is_dense else [record.offset for record in records]
+    batch.timestamps_ms += [record.timestamp for record in records]
+    batch.size_bytes += sum(map(len, filter(None, values))) + sum(map(len, filter(None, keys)))
+    for index, record in enumerate(records, appended_from):
         if record.headers:
-            batch.headers[len(offsets) - 1] = tuple((name, value or b"") for name, value in record.headers)
-    batch.size_bytes += sum(map(len, filter(None, values[appended_from:])))
-    batch.size_bytes += sum(map(len, filter(None, keys[appended_from:])))
+            batch.headers[index] = tuple((name, value or b"") for name, value in record.headers)

@@ -1,11 +1,13 @@
 """Raw records to typed columns (D4): a fast path for whole batches, the exact path for the records it is not sure of.
 
-1. Sieve: tombstones, absent keys, and what is too large, not UTF-8, not JSON (DuckDB's json_valid) or not an object go
-   to the exact path. What is left is one JSON object per record, so records cannot run into each other.
-2. Read pieces of a few thousand records with the strict reader of json_columns. A piece that it refuses is searched for
-   the culprits (one DuckDB query over the text of all columns) and read again without them; if that is not enough, it
-   is halved. So one poison record costs its own piece only.
-3. The exact path decodes the rest one by one, or parks it.
+A batch is read in pieces of a few thousand records.
+1. A piece in which every record plainly has the shape of one JSON object goes straight to the strict reader of
+   json_columns. Nearly all do, and one pass is all they cost.
+2. Another piece, or one that the reader refused, is sieved: tombstones, and what is too large, not UTF-8, not JSON
+   (DuckDB's json_valid) or not an object go to the exact path.
+3. What is left is searched for culprits (one DuckDB query over the text of all columns) and read without them; if that
+   is not enough, it is halved. So one poison record costs its own piece only.
+4. The exact path decodes the rest one by one, or parks it.
 The fast path holds no opinion of its own: it either yields what exact_decoder would, or nothing.
 """
 
@@ -15,6 +17,7 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import cast
 
 import duckdb
@@ -25,15 +28,21 @@ import pyarrow.compute as pc
 from schemas.arrow_schema import deletes_schema, rows_schema
 from schemas.duckdb_ddl import duckdb_type, quote
 from schemas.table import Column, ScalarKind, ScalarType, StructType, TableDefinition
-from streams.adapters.exact_decoder import ExactDecoder, decode_records, metadata_arrays, to_table
+from streams.adapters.exact_decoder import (
+    ExactDecoder,
+    decode_records,
+    has_odd_timestamp,
+    metadata_arrays,
+    to_table,
+)
 from streams.adapters.exact_json import nesting_depth
 from streams.adapters.exact_values import INTEGER_RANGES
-from streams.adapters.json_columns import ColumnReader, column_reader, count_byte
+from streams.adapters.json_columns import ColumnReader, ReadColumns, column_reader, count_byte, lines, plain_text
 from streams.batches import RecordBatch
 from streams.limits import JSON_DEPTH_MAX, RECORD_BYTES_MAX
 from streams.ports import DecodedBatch, Decoder
 
-_PIECE_RECORDS = 4096
+_PIECE_RECORDS = 8192
 #: Pieces this small are not searched or halved further.
 _PIECE_RECORDS_MIN = 64
 _CONSTANT = re.compile(rb"[:,\[\s-](?:NaN|Inf|Infinity)\s*[,\]}]")
@@ -82,6 +91,16 @@ class _Reading:
         self.unsure.update(piece.indices[row] for row in rows)
         return piece.without(rows)
 
+    def accept(self, piece: _Piece, read: ReadColumns) -> None:
+        """Takes what the reader made of the piece, without the rows it doubts."""
+        columns = read.columns
+        if read.doubtful:
+            kept = np.delete(np.arange(len(piece)), read.doubtful)
+            columns = [column.take(pa.array(kept)) for column in columns]
+            piece = self.distrust(piece, set(read.doubtful))
+        self.indices.append(piece.indices)
+        self.columns.append(columns)
+
 
 class DuckDBDecoder(Decoder):
     """The decoder of the workers. One per process is enough: decoding runs in the calling thread."""
@@ -98,19 +117,32 @@ class DuckDBDecoder(Decoder):
         if not reader.can_read or reader.json_columns or not len(batch):
             return self._exact.decode(table, batch)
         reading = _Reading(table, batch, reader)
-        objects = self._sieve(reading)
-        for start in range(0, len(objects), _PIECE_RECORDS):
-            self._read(reading, objects.cut(start, start + _PIECE_RECORDS), searched=False)
+        # The cast holds for every piece that the reader sees: the sieve, or its text, makes sure of it.
+        whole = _Piece(range(len(batch)), cast(list[bytes], batch.values))
+        if table.is_keyed and not all(batch.keys):
+            whole = reading.distrust(whole, _absent(batch.keys))
+        if has_odd_timestamp(min(batch.timestamps_ms)) or has_odd_timestamp(max(batch.timestamps_ms)):
+            odd = [row for row, index in enumerate(whole.indices) if has_odd_timestamp(batch.timestamps_ms[index])]
+            whole = reading.distrust(whole, odd)
+        for start in range(0, len(whole), _PIECE_RECORDS):
+            self._take(reading, whole.cut(start, start + _PIECE_RECORDS))
         return _assemble(reading)
 
-    def _sieve(self, reading: _Reading) -> _Piece:
+    def _take(self, reading: _Reading, piece: _Piece) -> None:
+        """Reads one piece into `reading`, in one pass if it can be."""
+        text = None if reading.search else plain_text(piece.values)
+        if text is not None:
+            try:
+                reading.accept(piece, reading.reader.read(text, piece.values))
+            except pa.ArrowInvalid:
+                reading.search = True
+            else:
+                return
+        self._take_apart(reading, self._sieve(reading, piece), searched=False)
+
+    def _sieve(self, reading: _Reading, piece: _Piece) -> _Piece:
         """The records that are one JSON object each; the others become unsure."""
-        batch, unsure = reading.batch, reading.unsure
-        unsure.update(_absent(batch.values))
-        if reading.table.is_keyed:
-            unsure.update(_absent(batch.keys))
-        # The cast tells the type checker what the line above made sure of.
-        piece = _Piece(range(len(batch)), cast(list[bytes], batch.values)).without(unsure)
+        piece = reading.distrust(piece, _absent(piece.values))
         if max(map(len, piece.values), default=0) > RECORD_BYTES_MAX:
             piece = reading.distrust(
                 piece, {r for r, value in enumerate(piece.values) if len(value) > RECORD_BYTES_MAX}
@@ -121,36 +153,28 @@ class DuckDBDecoder(Decoder):
             piece = reading.distrust(piece, {row for row, value in enumerate(piece.values) if not _is_utf8(value)})
             text = piece.text()
         others = pc.indices_nonzero(pc.invert(pc.starts_with(text, "{"))).to_pylist()
-        return reading.distrust(piece, {*others, *self._rows(text, "NOT json_valid(value)")})
+        piece = reading.distrust(piece, {*others, *self._rows(text, "NOT json_valid(value)")})
+        return reading.distrust(piece, _odd_rows(piece.values))
 
-    def _read(self, reading: _Reading, piece: _Piece, *, searched: bool) -> None:
-        """Reads one piece into `reading`, or takes it apart."""
-        piece = reading.distrust(piece, _odd_rows(piece.values))
+    def _take_apart(self, reading: _Reading, piece: _Piece, *, searched: bool) -> None:
+        """Reads one sieved piece into `reading`, searching and halving it as needed."""
         if reading.search and not searched:
             piece, searched = self._without_culprits(reading, piece), True
         if not piece:
             return
         try:
-            read = reading.reader.read(piece.values)
+            reading.accept(piece, reading.reader.read(lines(piece.values), piece.values))
         except pa.ArrowInvalid as refusal:
             reading.search = True
             if len(piece) <= _PIECE_RECORDS_MIN:
                 reading.distrust(piece, range(len(piece)))
             elif not searched:
                 named = _ROW_IN_MESSAGE.search(str(refusal))
-                self._read(reading, reading.distrust(piece, {int(named[1])} if named else ()), searched=False)
+                self._take_apart(reading, reading.distrust(piece, {int(named[1])} if named else ()), searched=False)
             else:
                 middle = len(piece) // 2
-                self._read(reading, piece.cut(0, middle), searched=True)
-                self._read(reading, piece.cut(middle, len(piece)), searched=True)
-            return
-        columns = read.columns
-        if read.doubtful:
-            kept = np.delete(np.arange(len(piece)), read.doubtful)
-            columns = [column.take(pa.array(kept)) for column in columns]
-            piece = reading.distrust(piece, set(read.doubtful))
-        reading.indices.append(piece.indices)
-        reading.columns.append(columns)
+                self._take_apart(reading, piece.cut(0, middle), searched=True)
+                self._take_apart(reading, piece.cut(middle, len(piece)), searched=True)
 
     def _without_culprits(self, reading: _Reading, piece: _Piece) -> _Piece:
         return reading.distrust(piece, set(self._rows(piece.text(), _culprit_condition(reading.table))))
@@ -171,10 +195,7 @@ def _assemble(reading: _Reading) -> DecodedBatch:
     table, batch = reading.table, reading.batch
     exact = decode_records(table, batch, sorted(reading.unsure))
     schema = rows_schema(table)
-    metadata = metadata_arrays(batch, None)
-    if reading.unsure:
-        taken = pa.array([index for indices in reading.indices for index in indices], pa.int64())
-        metadata = [column.take(taken) for column in metadata]
+    metadata = metadata_arrays(batch, list(chain(*reading.indices)) if reading.unsure else None)
     columns = [
         pa.chunked_array(chunks, schema.field(n).type) for n, chunks in enumerate(zip(*reading.columns, strict=True))
     ]

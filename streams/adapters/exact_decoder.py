@@ -10,16 +10,17 @@ value as plain text (a key of one column), or a JSON object with all key columns
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from schemas.arrow_schema import deletes_schema, rows_schema
 from schemas.table import Column, ScalarKind, ScalarType, TableDefinition
 from streams.adapters.exact_json import FaultError, Number, described, read_json, shortened
-from streams.adapters.exact_values import convert
+from streams.adapters.exact_values import MICROS_MAX, MICROS_MIN, convert
 from streams.batches import RecordBatch
 from streams.ports import DecodedBatch, Decoder, ParkedRecord, ParkReason
 
@@ -41,6 +42,9 @@ def decode_records(table: TableDefinition, batch: RecordBatch, indices: Iterable
     for index in indices:
         value, key = batch.values[index], batch.keys[index]
         try:
+            if has_odd_timestamp(batch.timestamps_ms[index]):
+                detail = f"the record's Kafka timestamp, {batch.timestamps_ms[index]} ms, is not in the years 1 to 9999"
+                raise FaultError(ParkReason.OUT_OF_RANGE, detail)
             if value is None:
                 outcome.deletes[index] = _delete(table, key)
             else:
@@ -50,16 +54,22 @@ def decode_records(table: TableDefinition, batch: RecordBatch, indices: Iterable
     return outcome
 
 
-def metadata_arrays(batch: RecordBatch, indices: list[int] | None) -> list[pa.Array]:
-    """The metadata columns of the records at `indices`, or of all records."""
-    offsets, timestamps = batch.offsets, batch.timestamps_ms
+def metadata_arrays(batch: RecordBatch, indices: Sequence[int] | None) -> list[pa.Array]:
+    """The metadata columns of the records at `indices`, or of all records; none of them may be `has_odd_timestamp`."""
+    offsets, timestamps_ms = np.array(batch.offsets, np.int64), np.array(batch.timestamps_ms, np.int64)
     if indices is not None:
-        offsets, timestamps = [offsets[i] for i in indices], [timestamps[i] for i in indices]
+        taken = np.array(indices, np.int64)
+        offsets, timestamps_ms = offsets[taken], timestamps_ms[taken]
     return [
         pa.repeat(pa.scalar(batch.partition, pa.int32()), len(offsets)),
-        pa.array(offsets, pa.int64()),
-        pa.array(timestamps, pa.timestamp("ms", "UTC")).cast(pa.timestamp("us", "UTC")),
+        pa.array(offsets),
+        pa.array(timestamps_ms * 1000).cast(pa.timestamp("us", "UTC")),
     ]
+
+
+def has_odd_timestamp(timestamp_ms: int) -> bool:
+    """Whether a record's Kafka timestamp lies outside the years 1 to 9999, so that `_timestamp` could not hold it."""
+    return not MICROS_MIN <= timestamp_ms * 1000 <= MICROS_MAX
 
 
 def to_table(schema: pa.Schema, decoded: Mapping[int, tuple[Any, ...]], batch: RecordBatch) -> pa.Table:

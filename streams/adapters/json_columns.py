@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +26,7 @@ from schemas.arrow_schema import arrow_type
 from schemas.table import ArrayType, Column, ColumnType, ScalarKind, ScalarType, StructType, TableDefinition
 from streams.adapters.exact_json import FaultError, Number
 from streams.adapters.exact_values import MICROS_MAX, MICROS_MIN, convert
+from streams.limits import JSON_DEPTH_MAX, RECORD_BYTES_MAX
 
 _TEMPORAL = frozenset({ScalarKind.DATE, ScalarKind.TIMESTAMP, ScalarKind.TIMESTAMPTZ})
 #: Read as something else and cast afterwards, or not readable at all (JSON): not inside arrays and structs.
@@ -35,6 +37,7 @@ _ZONE = re.compile(r"(?:Z|T.*[+-][0-9:]+)$")
 _LINE_ENDS_TO_TAB = bytes.maketrans(b"\r\n", b"\t\t")
 #: Looked at to see whether a column's times are written as text or as numbers.
 _PEEKED_RECORDS = 4
+_NEWLINE, _OPEN, _CLOSE, _OPEN_LIST = b"\n{}["
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,12 @@ class ColumnReader:
         self.can_read = all(_readable(column.type) for column in table.columns)
         self._temporal = tuple(c.name for c in table.columns if _kind(c.type) in _TEMPORAL)
 
-    def read(self, values: Sequence[bytes]) -> ReadColumns:
-        """Reads one JSON object from each value. The caller knows that each is a JSON text starting with `{`, in UTF-8.
+    def read(self, text: bytes, values: Sequence[bytes]) -> ReadColumns:
+        """Reads one JSON object from each line of `text`, which is `plain_text(values)`, or `lines(values)` of values
+        that the caller knows to be one JSON object each, in UTF-8.
 
         Raises pa.ArrowInvalid when at least one is not in the exact form; its message may name the row.
         """
-        text = _lines(values)
         samples = self._samples(values)
         schema = pa.schema(
             [
@@ -75,7 +78,8 @@ class ColumnReader:
             read_options=pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
             parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
-        assert len(read) == len(values), "every value is one JSON object"
+        if len(read) != len(values):
+            raise pa.ArrowInvalid(f"{len(values)} records hold {len(read)} objects")
         doubtful: set[int] = set()
         columns = [
             _finish(column, read[column.name].combine_chunks(), samples.get(column.name), doubtful)
@@ -106,12 +110,54 @@ class ColumnReader:
         return pa.string() if kind is ScalarKind.UUID else arrow_type(column.type)
 
 
-def _lines(values: Sequence[bytes]) -> bytes:
+def lines(values: Sequence[bytes]) -> bytes:
     """The values, one a line."""
     text = b"\n".join(values)
     if count_byte(text, b"\n") >= len(values) or b"\r" in text:
         text = b"\n".join([value.translate(_LINE_ENDS_TO_TAB) for value in values])
     return text
+
+
+def plain_text(values: Sequence[bytes | None]) -> bytes | None:
+    """The values, one a line, if no value needs a closer look than the strict reader's; else None.
+
+    Each then is in UTF-8, not too large, not too deep, without NaN and Infinity, and goes from `{` to `}` on its line.
+    So none can run into the next: a value that ends in `}` within an object or array would need a comma or a bracket
+    to go on, and finds `{`; within a string it would go on over the end of the line, which strings may not.
+    """
+    try:
+        text = b"\n".join(values)  # type: ignore[arg-type]
+    except TypeError:  # a tombstone
+        return None
+    byte = np.frombuffer(text, np.uint8)
+    ends = np.flatnonzero(byte == _NEWLINE)
+    if not text or len(ends) != len(values) - 1 or b"\r" in text:
+        return None
+    if byte[0] != _OPEN or byte[-1] != _CLOSE or (byte[ends + 1] != _OPEN).any() or (byte[ends - 1] != _CLOSE).any():
+        return None
+    if len(text) > RECORD_BYTES_MAX and max(map(len, values)) > RECORD_BYTES_MAX:  # type: ignore[arg-type]
+        return None
+    # Every record has one bracket of its own, so this many more are needed for one that is too deep.
+    if count_byte(text, b"{") + count_byte(text, b"[") - len(values) >= JSON_DEPTH_MAX:
+        brackets = np.add.reduceat((byte == _OPEN) | (byte == _OPEN_LIST), np.append(0, ends), dtype=np.int32)
+        if brackets.max() > JSON_DEPTH_MAX:
+            return None
+    if _holds(byte, text, b"NaN") or _holds(byte, text, b"Inf"):
+        return None
+    return text if text.isascii() or _is_utf8(text) else None
+
+
+def _holds(byte: npt.NDArray[np.uint8], text: bytes, word: bytes) -> bool:
+    """`word in text`, faster where its first letter is rare."""
+    return any(text.startswith(word, start) for start in np.flatnonzero(byte == word[0]).tolist())
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def count_byte(text: bytes, byte: bytes) -> int:

@@ -20,7 +20,7 @@ from streams.adapters.duckdb_decoder import DuckDBDecoder
 from streams.adapters.exact_decoder import ExactDecoder, ExactOutcome, decode_records
 from streams.batches import RecordBatch
 from streams.limits import JSON_DEPTH_MAX, RECORD_BYTES_MAX
-from streams.ports import Decoder, ParkReason
+from streams.ports import DecodedBatch, Decoder, ParkReason
 from tests.store_samples import EVERYTHING, FLIGHTS, SEATS, TIMESTAMP_MS, batch, scalar, table
 
 EXACT, FAST = ExactDecoder(), DuckDBDecoder()
@@ -190,6 +190,16 @@ def test_metadata_comes_from_the_record(decoder: Decoder) -> None:
 
 
 @DECODERS
+@pytest.mark.parametrize("timestamp_ms", [2**62, -(2**62), 253_402_300_800_000])
+def test_a_kafka_timestamp_that_no_calendar_has_costs_its_own_record(decoder: Decoder, timestamp_ms: int) -> None:
+    records = batch(FLIGHTS, [{"id": 1}, {"id": 2}, None, {"id": 3}], keys=[b"1", b"2", b"4", b"3"])
+    records.timestamps_ms[1:3] = [timestamp_ms, timestamp_ms]
+    result = decoder.decode(FLIGHTS, records)
+    assert [(parked.index, parked.reason) for parked in result.parked] == [(1, RANGE), (2, RANGE)]
+    assert result.rows["id"].to_pylist() == [1, 3]
+
+
+@DECODERS
 @pytest.mark.parametrize(
     ("definition", "key", "expected"),
     [
@@ -318,11 +328,35 @@ _record = st.one_of(
 )
 
 
+def _broken(parts: tuple[bytes | None, bytes | None, int, int]) -> bytes:
+    """What two records leave when they are cut and glued: `{"a":1}{"a":2}`, `{"a":"}`, `}`."""
+    left, right, end, start = parts
+    assert left is not None
+    assert right is not None
+    return left[: len(left) - end] + right[start:]
+
+
+_shaped = st.one_of(
+    _record.filter(lambda record: record is not None), st.sampled_from([b"{}", b'{"x":[{}', b'{"x":"}'])
+)
+_glued = st.tuples(_shaped, _shaped, st.integers(0, 9), st.integers(0, 9)).map(_broken)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(_shaped, _shaped, _glued), min_size=1, max_size=8))
+def test_records_that_are_broken_in_two_cost_nobody_else_anything(values: list[bytes | None]) -> None:
+    records = batch(EVERYTHING, values)
+    assert_equal(FAST.decode(EVERYTHING, records), EXACT.decode(EVERYTHING, records))
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_record, max_size=12))
 def test_the_fast_path_equals_the_exact_path(values: list[bytes | None]) -> None:
     records = batch(EVERYTHING, values)
-    fast, exact = FAST.decode(EVERYTHING, records), EXACT.decode(EVERYTHING, records)
+    assert_equal(FAST.decode(EVERYTHING, records), EXACT.decode(EVERYTHING, records))
+
+
+def assert_equal(fast: DecodedBatch, exact: DecodedBatch) -> None:
     assert fast.parked == exact.parked
     assert fast.deletes.equals(exact.deletes)
     assert fast.rows.schema == exact.rows.schema
