@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.arrow_schema import deletes_schema, rows_schema
 from schemas.table import Column, ScalarKind, ScalarType, TableDefinition
@@ -56,14 +56,14 @@ def decode_records(table: TableDefinition, batch: RecordBatch, indices: Iterable
 
 def metadata_arrays(batch: RecordBatch, indices: Sequence[int] | None) -> list[pa.Array]:
     """The metadata columns of the records at `indices`, or of all records; none of them may be `has_odd_timestamp`."""
-    offsets, timestamps_ms = np.array(batch.offsets, np.int64), np.array(batch.timestamps_ms, np.int64)
+    offsets, timestamps_ms = pa.array(batch.offsets, pa.int64()), pa.array(batch.timestamps_ms, pa.int64())
     if indices is not None:
-        taken = np.array(indices, np.int64)
-        offsets, timestamps_ms = offsets[taken], timestamps_ms[taken]
+        taken = pa.array(indices, pa.int64())
+        offsets, timestamps_ms = offsets.take(taken), timestamps_ms.take(taken)
     return [
         pa.repeat(pa.scalar(batch.partition, pa.int32()), len(offsets)),
-        pa.array(offsets),
-        pa.array(timestamps_ms * 1000).cast(pa.timestamp("us", "UTC")),
+        offsets,
+        pc.multiply_checked(timestamps_ms, 1000).cast(pa.timestamp("us", "UTC")),
     ]
 
 

@@ -50,8 +50,9 @@ _TIMESTAMP = re.compile(
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
-MICROS_MIN = (date(1, 1, 1).toordinal() - _EPOCH_DAY) * 86_400_000_000
-MICROS_MAX = (date(9999, 12, 31).toordinal() - _EPOCH_DAY + 1) * 86_400_000_000 - 1
+#: The years 1 to 9999, in days and in microseconds since 1970.
+DAYS_MIN, DAYS_MAX = date.min.toordinal() - _EPOCH_DAY, date.max.toordinal() - _EPOCH_DAY
+MICROS_MIN, MICROS_MAX = DAYS_MIN * 86_400_000_000, (DAYS_MAX + 1) * 86_400_000_000 - 1
 #: Raises DecimalException instead of rounding.
 _EXACT = Context(
     prec=2 * _NUMBER_CHARS_MAX, Emax=10**9, Emin=-(10**9), traps=[Inexact, InvalidOperation, Overflow, Underflow]

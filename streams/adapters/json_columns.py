@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from schemas.arrow_schema import arrow_type
+from schemas.sql_types import DECIMAL_PRECISION_MAX
 from schemas.table import ArrayType, Column, ColumnType, ScalarKind, ScalarType, StructType, TableDefinition
 from streams.adapters.exact_json import FaultError, Number
-from streams.adapters.exact_values import MICROS_MAX, MICROS_MIN, convert
+from streams.adapters.exact_values import DAYS_MAX, DAYS_MIN, MICROS_MAX, MICROS_MIN, convert
 from streams.limits import JSON_DEPTH_MAX, RECORD_BYTES_MAX
 
 _TEMPORAL = frozenset({ScalarKind.DATE, ScalarKind.TIMESTAMP, ScalarKind.TIMESTAMPTZ})
@@ -57,6 +58,7 @@ class ColumnReader:
         self.json_columns = tuple(c.name for c in table.columns if _kind(c.type) is ScalarKind.JSON)
         #: False for tables that only the exact path can read.
         self.can_read = all(_readable(column.type) for column in table.columns)
+        self._has_decimals = any(_kind(column.type) is ScalarKind.DECIMAL for column in table.columns)
         self._temporal = tuple(c.name for c in table.columns if _kind(c.type) in _TEMPORAL)
 
     def read(self, text: bytes, values: Sequence[bytes]) -> ReadColumns:
@@ -65,6 +67,8 @@ class ColumnReader:
 
         Raises pa.ArrowInvalid when at least one is not in the exact form; its message may name the row.
         """
+        if self._has_decimals and longest_digits(text) > DECIMAL_PRECISION_MAX:
+            raise pa.ArrowInvalid("a number has more digits than Arrow's decimals can be scaled by without wrapping")
         samples = self._samples(values)
         schema = pa.schema(
             [
@@ -107,6 +111,9 @@ class ColumnReader:
         kind = _kind(column.type)
         if kind in _TEMPORAL:
             return pa.int64() if isinstance(samples.get(column.name), int) else pa.string()
+        if kind is ScalarKind.DECIMAL:
+            # Twice as wide as any column, so that a number is read as it was written, and refused if it cannot be.
+            return pa.decimal256(2 * DECIMAL_PRECISION_MAX, arrow_type(column.type).scale)
         return pa.string() if kind is ScalarKind.UUID else arrow_type(column.type)
 
 
@@ -145,6 +152,12 @@ def plain_text(values: Sequence[bytes | None]) -> bytes | None:
     if _holds(byte, text, b"NaN") or _holds(byte, text, b"Inf"):
         return None
     return text if text.isascii() or _is_utf8(text) else None
+
+
+def longest_digits(text: bytes) -> int:
+    """The length of the longest run of decimal digits."""
+    others = np.flatnonzero(np.frombuffer(text, np.uint8) - np.uint8(48) > 9)
+    return int(np.diff(others, prepend=-1, append=len(text)).max()) - 1
 
 
 def _holds(byte: npt.NDArray[np.uint8], text: bytes, word: bytes) -> bool:
@@ -194,7 +207,7 @@ def _finish(column: Column, read: pa.Array, sample: object, doubtful: set[int]) 
     if kind in (ScalarKind.REAL, ScalarKind.DOUBLE):
         _distrust(pc.invert(pc.is_finite(read)), doubtful)
     if kind is ScalarKind.DECIMAL:
-        _distrust_overflow(column.type, read, doubtful)
+        return _narrowed(arrow_type(column.type), read, doubtful)
     if kind in _TEMPORAL:
         try:
             return _cast_temporal(arrow_type(column.type), read, sample)
@@ -208,13 +221,12 @@ def _distrust(mask: pa.BooleanArray, doubtful: set[int]) -> None:
         doubtful.update(pc.indices_nonzero(mask).to_pylist())
 
 
-def _distrust_overflow(column_type: ColumnType, read: pa.Array, doubtful: set[int]) -> None:
-    """The reader checks the digits that were written, not those that scaling adds."""
-    assert isinstance(column_type, ScalarType)
-    assert column_type.precision is not None
-    limit = pa.scalar(10 ** (column_type.precision - (column_type.scale or 0)), pa.decimal128(38, 0))
-    wide = read.cast(pa.decimal256(76, column_type.scale or 0))
-    _distrust(pc.greater_equal(pc.abs(wide), limit), doubtful)
+def _narrowed(target: pa.Decimal128Type, read: pa.Array, doubtful: set[int]) -> pa.Array:
+    """Decimals in the column's own precision; those that do not fit become null and doubtful."""
+    limit = pa.scalar(10 ** (target.precision - target.scale), pa.decimal256(2 * DECIMAL_PRECISION_MAX, 0))
+    wide = pc.greater_equal(pc.abs(read), limit)
+    _distrust(wide, doubtful)
+    return pc.if_else(wide, pa.scalar(None, read.type), read).cast(target)
 
 
 def _cast_temporal(target: pa.DataType, read: pa.Array, sample: object) -> pa.Array:
@@ -224,15 +236,20 @@ def _cast_temporal(target: pa.DataType, read: pa.Array, sample: object) -> pa.Ar
             raise pa.ArrowInvalid("a date is not a number")
         cast = read.cast(pa.timestamp("ms")).cast(pa.timestamp("us"))
     elif pa.types.is_date(target):
-        return read.cast(target)
+        return _within(read.cast(target), pa.int32(), DAYS_MIN, DAYS_MAX).cast(target)
     else:
         zoned = target.tz is not None or (isinstance(sample, str) and _ZONE.search(sample) is not None)
         cast = read.cast(pa.timestamp("us", "UTC" if zoned else None))
-    micros = cast.cast(pa.int64())
-    bounds = pc.min_max(micros).as_py()
-    if bounds["min"] is not None and not MICROS_MIN <= bounds["min"] <= bounds["max"] <= MICROS_MAX:
+    return _within(cast, pa.int64(), MICROS_MIN, MICROS_MAX).cast(target)
+
+
+def _within(times: pa.Array, storage: pa.DataType, least: int, greatest: int) -> pa.Array:
+    """The times in `storage`, their numeric form. Raises pa.ArrowInvalid for one out of bounds."""
+    numbers = times.cast(storage)
+    bounds = pc.min_max(numbers).as_py()
+    if bounds["min"] is not None and not least <= bounds["min"] <= bounds["max"] <= greatest:
         raise pa.ArrowInvalid("a year outside 1 to 9999")
-    return micros.cast(target)
+    return numbers
 
 
 def _convert_temporal(column: Column, read: pa.Array, doubtful: set[int]) -> pa.Array:
