@@ -6,58 +6,74 @@ Called by agents/transport.py on the consumer's thread; a batch may be dropped o
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
+from collections import deque
 from typing import Any
 
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
 from aiokafka.errors import CorruptRecordException
 from faust.types import TP
 
-from streams.batches import RecordBatch
+from streams.batches import RecordBatch, size_of
 from streams.limits import MIB
 
 #: A batch ends at the first log batch that takes it over this, so that no fetch holds the thread for long.
-FETCHED_BATCH_BYTES_MAX = 4 * MIB
+FETCHED_BATCH_BYTES_MAX = 8 * MIB
 
 
 class ByteBudget:
-    """Bounds the bytes of live batches. Taken when a batch is fetched, given back when the batch is garbage."""
+    """Bounds the bytes of live batches. Taken when a batch is fetched, given back when the batch is garbage. Everything
+    but giving back happens on the consumer's thread.
+
+    No partition may hold more than its share, so that a hot one cannot keep the others from being read; two batches
+    are anybody's share. A partition with one live batch or none is always within it, and so is the whole: a batch
+    larger than the budget, or one that a stream remembers as its last, stops nothing.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
-        self.bytes_used = 0
-        self._lock = threading.Lock()
+        self._live: dict[TP, list[int]] = {}  # the sizes of the live batches of each partition that has any
+        #: Filled by finalizers, which may run on any thread and between any two steps of this one: so without a lock.
+        self._given_back: deque[tuple[TP, int]] = deque()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     @property
-    def is_full(self) -> bool:
-        """True while no further batch may be fetched."""
-        return self.bytes_used >= self.bytes_max
+    def bytes_used(self) -> int:
+        """Bytes of live batches."""
+        self._settle()
+        return sum(map(sum, self._live.values()))
 
-    def take(self, batch: RecordBatch) -> None:
+    def admits(self, tp: TP, *, partitions: int) -> bool:
+        """Whether another batch of this partition, one of so many, may be fetched."""
+        is_full = self.bytes_used >= self.bytes_max and sum(map(len, self._live.values())) > 1
+        live = self._live.get(tp, [])
+        share = max(2 * FETCHED_BATCH_BYTES_MAX, self.bytes_max // max(1, partitions))
+        return not is_full and (len(live) <= 1 or sum(live) < share)
+
+    def take(self, tp: TP, batch: RecordBatch) -> None:
         """Counts the batch until nothing refers to it any more."""
-        with self._lock:
-            self.bytes_used += batch.size_bytes
-        weakref.finalize(batch, self._give_back, batch.size_bytes)
+        self._live.setdefault(tp, []).append(batch.size_bytes)
+        weakref.finalize(batch, self._give_back, tp, batch.size_bytes)
 
     async def wait_for_room(self) -> None:
-        """Returns once less than half of the budget is used; one waiter at a time."""
+        """Returns once a live batch is given back, at once if there is none; one waiter at a time."""
         room = asyncio.Event()
-        with self._lock:
-            if self.bytes_used <= self.bytes_max // 2:
-                return
-            self._waiter = (asyncio.get_running_loop(), room)
-        await room.wait()
+        self._waiter = (asyncio.get_running_loop(), room)
+        if self._live and not self._given_back:
+            await room.wait()
 
-    def _give_back(self, size_bytes: int) -> None:
-        with self._lock:
-            self.bytes_used -= size_bytes
-            if self._waiter is None or self.bytes_used > self.bytes_max // 2:
-                return
-            (loop, room), self._waiter = self._waiter, None
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(room.set)
+    def _settle(self) -> None:
+        while self._given_back:
+            tp, size_bytes = self._given_back.popleft()
+            self._live[tp].remove(size_bytes)
+            if not self._live[tp]:
+                del self._live[tp]
+
+    def _give_back(self, tp: TP, size_bytes: int) -> None:
+        self._given_back.append((tp, size_bytes))
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter[0].is_closed():
+            waiter[0].call_soon_threadsafe(waiter[1].set)
 
 
 def drain(result: FetchResult, topic_partition: TP, generation: int) -> RecordBatch | None:
@@ -118,7 +134,7 @@ def _append_records(batch: RecordBatch, log_batch: Any, position: int) -> None:
     batch.keys += keys
     batch.offsets += range(first_offset, last_offset + 1) if is_dense else [record.offset for record in records]
     batch.timestamps_ms += [record.timestamp for record in records]
-    batch.size_bytes += sum(map(len, filter(None, values))) + sum(map(len, filter(None, keys)))
+    batch.size_bytes += size_of(values, keys)
     for index, record in enumerate(records, appended_from):
         if record.headers:
             batch.headers[index] = tuple((name, value or b"") for name, value in record.headers)

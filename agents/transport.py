@@ -114,15 +114,13 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         while True:
             if fetcher._subscriptions.reassignment_in_progress:
                 await fetcher._subscriptions.wait_for_assignment()
-            budget: ByteBudget = self.consumer.budget
-            held_back = budget.is_full
-            batches = self._drain_fetched(fetcher, active, held_back=held_back)
+            batches, is_holding_back = self._drain_fetched(fetcher, active)
             remaining = deadline - loop.time()
             if batches or remaining <= 0:
                 return batches
             waiting = [asyncio.ensure_future(fetcher._create_fetch_waiter())]
-            if held_back:
-                waiting.append(asyncio.ensure_future(budget.wait_for_room()))
+            if is_holding_back:
+                waiting.append(asyncio.ensure_future(self.consumer.budget.wait_for_room()))
             done, pending = await asyncio.wait(waiting, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
             for task in pending:
                 task.cancel()
@@ -131,9 +129,11 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             for task in done:
                 task.result()
 
-    def _drain_fetched(self, fetcher: Fetcher, active: Any, *, held_back: bool) -> dict[TP, list[RecordBatch]]:
-        """Everything fetched for active partitions; budgeted topics wait while the budget is full."""
+    def _drain_fetched(self, fetcher: Fetcher, active: Any) -> tuple[dict[TP, list[RecordBatch]], bool]:
+        """What is fetched for active partitions and within the budget; True if the budget holds something back."""
+        budget: ByteBudget = self.consumer.budget
         batches: dict[TP, list[RecordBatch]] = {}
+        is_holding_back = False
         for topic_partition, result in list(fetcher._records.items()):
             tp = TP(topic_partition.topic, topic_partition.partition)
             if tp not in active:
@@ -141,7 +141,8 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
                     del fetcher._records[topic_partition]
                 continue
             budgeted = tp.topic not in self.consumer.app.unbudgeted_topics
-            if held_back and budgeted:
+            if budgeted and not budget.admits(tp, partitions=len(active)):
+                is_holding_back = True
                 continue
             if isinstance(result, FetchError):
                 self._report(tp, result)
@@ -149,12 +150,12 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
                 batch = drain(result, tp, self._consumer._coordinator.generation)
                 if batch is not None:
                     if budgeted:
-                        self.consumer.budget.take(batch)
+                        budget.take(tp, batch)
                     batches[tp] = [batch]
             if isinstance(result, FetchError) or not result.has_more():
                 del fetcher._records[topic_partition]
                 fetcher._notify(fetcher._wait_consume_future)
-        return batches
+        return batches, is_holding_back
 
     def _report(self, tp: TP, failure: FetchError) -> None:
         try:

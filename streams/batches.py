@@ -14,6 +14,9 @@ from streams.positions import TopicPartition
 
 Headers = tuple[tuple[str, bytes], ...]
 
+#: What the objects of one record cost beyond the bytes of its value and key.
+RECORD_OVERHEAD_BYTES = 160
+
 
 @dataclass(slots=True, weakref_slot=True)
 class RecordBatch:
@@ -37,7 +40,7 @@ class RecordBatch:
     timestamps_ms: list[int] = field(default_factory=list)
     #: Index in the batch -> headers, for records that have any.
     headers: dict[int, Headers] = field(default_factory=dict)
-    #: Bytes of all values and keys.
+    #: What it costs in memory, about: see `size_of`.
     size_bytes: int = 0
     #: The partition's high watermark when the batch was fetched; None if unknown.
     high_watermark: int | None = None
@@ -83,10 +86,15 @@ class RecordBatch:
             headers={
                 index - cut.start: headers for index, headers in self.headers.items() if cut.start <= index < cut.stop
             },
-            size_bytes=sum(len(item) for item in (*values, *keys) if item is not None),
+            size_bytes=size_of(values, keys),
             high_watermark=self.high_watermark,
             generation=self.generation,
         )
+
+
+def size_of(values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> int:
+    """Bytes that records take up in memory, about. Headers, which few records have, are left out."""
+    return sum(map(len, filter(None, values))) + sum(map(len, filter(None, keys))) + RECORD_OVERHEAD_BYTES * len(values)
 
 
 def joined(batches: Sequence[RecordBatch]) -> RecordBatch:

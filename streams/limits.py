@@ -20,9 +20,11 @@ DEAD_LETTER_BYTES_MAX = 16 * MIB
 DEAD_LETTER_TRUNCATED_BYTES = 64 * KIB
 
 #: Bytes of fetched batches that may wait for their transaction, per worker.
-INGEST_BUFFER_BYTES_MAX = 64 * MIB
+INGEST_BUFFER_BYTES_MAX = 128 * MIB
 #: Bytes of queued batches that one transaction takes.
 TRANSACTION_BYTES_MAX = 32 * MIB
+#: Dead letters that are sent before the first of them is waited for.
+PARKED_TOGETHER_MAX = 1_000
 #: A partition's write-ahead log is folded into its file beyond this size.
 WAL_BYTES_MAX = 64 * MIB
 

@@ -13,6 +13,9 @@ RECORDS_PARKED = Counter("pintail_records_parked", "Records parked in a dead-let
 TRANSACTION_SECONDS = Histogram(
     "pintail_transaction_seconds", "Decode, park and commit of one group of batches", buckets=LATENCY_BUCKETS
 )
+CHECKPOINT_SECONDS = Histogram(
+    "pintail_checkpoint_seconds", "Folding a partition's write-ahead log into its file", buckets=LATENCY_BUCKETS
+)
 LAG_RECORDS = Gauge("pintail_lag_records", "Offsets between the store and the high watermark", ["topic", "partition"])
 PARTITION_STATE = Gauge("pintail_partition_state", "1 for the state a partition is in", ["partition", "state"])
 RECOVERY_SECONDS = Gauge("pintail_recovery_seconds", "Duration of the newest recovery", ["partition", "rung"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from random import Random
 
 from schemas.table import Column, ScalarKind, ScalarType, TableDefinition
-from streams.batches import RecordBatch
+from streams.batches import RecordBatch, size_of
 from streams.positions import TopicPartition
 from streams.processes.delivery import PartitionDelivery
 
@@ -74,7 +74,7 @@ class PartitionLog:
             keys=keys,
             offsets=[self.offsets[i] for i in chosen],
             timestamps_ms=[TIMESTAMP_MS] * len(chosen),
-            size_bytes=sum(len(item) for item in (*values, *keys) if item is not None),
+            size_bytes=size_of(values, keys),
         )
 
     def fetches(self, start: int, random: Random, *, end: int | None = None) -> Iterator[RecordBatch]:

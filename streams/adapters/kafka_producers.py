@@ -41,8 +41,11 @@ class KafkaDeadLetters:
         await self._producer.stop()
 
     async def park(self, letters: Sequence[DeadLetter]) -> None:
-        """See streams.ports.DeadLetters."""
-        await asyncio.gather(*[self._park(letter) for letter in letters])
+        """See streams.ports.DeadLetters. A failure is raised once every other letter has been sent or has failed."""
+        outcomes = await asyncio.gather(*[self._park(letter) for letter in letters], return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
 
     async def _park(self, letter: DeadLetter) -> None:
         """Whole where it fits its topic; else the start of the payload, and a header that says so."""

@@ -16,13 +16,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from schemas.table import TableDefinition
 from streams import telemetry
 from streams.adapters.duckdb_store import PartitionStore
 from streams.batches import RecordBatch
 from streams.errors import StoreError
-from streams.limits import TRANSACTION_BYTES_MAX, WAL_BYTES_MAX
+from streams.limits import PARKED_TOGETHER_MAX, TRANSACTION_BYTES_MAX, WAL_BYTES_MAX
 from streams.ports import DeadLetter, DeadLetters, DecodedBatch, Decoder
 from streams.retry import Backoff, retrying
 
@@ -83,9 +84,8 @@ class PartitionIngestion:
         # 1. decode
         decoded = await asyncio.to_thread(self._decode, batches)
         # 2. park
-        letters = [letter for batch in decoded for letter in dead_letters_of(batch)]
-        if letters:
-            await retrying(lambda: self._dead_letters.park(letters), what="parking dead letters", backoff=Backoff())
+        for batch in decoded:
+            await self._park(dead_letters_of(batch))
         # 3. apply
         await asyncio.to_thread(self._apply, decoded)
         # 4. announce
@@ -98,10 +98,17 @@ class PartitionIngestion:
         fresh = [batch.starting_at(positions.get(batch.topic, 0)) for batch in batches]
         return [self._decoder.decode(self._tables[batch.topic], batch) for batch in fresh]
 
+    async def _park(self, letters: Sequence[DeadLetter]) -> None:
+        """A few at a time, so that a batch of poison costs neither much memory nor the others their turn."""
+        for start in range(0, len(letters), PARKED_TOGETHER_MAX):
+            together = letters[start : start + PARKED_TOGETHER_MAX]
+            await retrying(partial(self._dead_letters.park, together), what="parking dead letters", backoff=Backoff())
+
     def _apply(self, decoded: Sequence[DecodedBatch]) -> None:
         self._store.apply(decoded)
         if self._store.wal_bytes() > WAL_BYTES_MAX:
-            self._store.checkpoint_unless_frozen()
+            with telemetry.CHECKPOINT_SECONDS.time():
+                self._store.checkpoint_unless_frozen()
 
 
 def dead_letters_of(decoded: DecodedBatch) -> list[DeadLetter]:

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaTimeoutError
 from schemas.catalog import Catalog
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.errors import LogGapError
+from streams.limits import PARKED_TOGETHER_MAX
 from streams.ports import DeadLetter
 from streams.processes.ingestion import PartitionIngestion
 from streams.retry import Backoff
@@ -111,6 +112,15 @@ async def test_nothing_is_applied_past_poison_that_cannot_be_parked_yet(
     assert watched.failures_to_come == []
     assert watched.numbers() == [2]
     assert [letter.offset for letter in watched.letters] == [0]
+
+
+async def test_a_storm_of_poison_is_parked_a_few_letters_at_a_time(watched: Watched) -> None:
+    storm = 2 * PARKED_TOGETHER_MAX + 1
+    watched.ingestion.submit(batch(EVENTS, [b"junk"] * storm + [{"number": 1}]))
+    await watched.is_applied(storm + 1)
+    assert len(watched.positions_when_parked) == 3
+    assert [letter.offset for letter in watched.letters] == list(range(storm))
+    assert watched.numbers() == [1]
 
 
 async def test_a_gap_in_the_log_ends_the_run_and_applies_nothing(watched: Watched) -> None:

@@ -57,7 +57,7 @@ def test_age_is_that_of_the_oldest_record(log: PartitionLog) -> None:
     assert buffer_of(log.batch(0, 10), age=0.0).due_in_seconds() <= 0  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("limit", [{"rows": 100}, {"size_bytes": 3000}])
+@pytest.mark.parametrize("limit", [{"rows": 100}, {"size_bytes": 12_000}])
 def test_rows_and_bytes_make_it_due_at_once(limit: dict[str, int], log: PartitionLog) -> None:
     buffer = buffer_of(log.batch(0, 50), **limit)
     assert buffer.due_in_seconds() != 0
