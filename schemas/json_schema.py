@@ -1,14 +1,24 @@
 """TableDefinition -> JSON Schema (2020-12) of a record's value: what a publisher in any language can check against.
 
 It says what decoding accepts, as far as JSON Schema can: more digits than a DECIMAL has and days that no month has are
-left to decoding. Fields that are no column are ignored; a null value (a tombstone) is not described.
+left to decoding. A null value (a tombstone) is not described. In the other formats than JSON it describes the row that
+the record holds, with Avro's values and Debezium's in the JSON form that stands for them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from schemas.table import ArrayType, Column, ColumnType, ScalarKind, StructType, TableDefinition
+from schemas.table import (
+    ArrayType,
+    Column,
+    ColumnType,
+    ExtraFields,
+    RecordFormat,
+    ScalarKind,
+    StructType,
+    TableDefinition,
+)
 
 _INTEGER_BITS = {
     ScalarKind.TINYINT: 8,
@@ -44,15 +54,28 @@ _SCALARS: dict[ScalarKind, dict[str, Any]] = {
 
 def json_schema(table: TableDefinition) -> dict[str, Any]:
     """The schema of one record's value."""
+    what = "Value of a record" if table.format is RecordFormat.JSON else f"Row of a {table.format} record"
     key = f"upserts by ({', '.join(table.primary_key)})" if table.is_keyed else "appends"
-    return {
+    properties = {column.name: _column_schema(column) for column in table.columns if column.name != table.extra_column}
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": table.name,
-        "description": f"Value of a record on topic {table.topic!r}; each record {key}.",
+        "description": f"{what} on topic {table.topic!r}; each record {key}.",
         "type": "object",
-        "properties": {column.name: _column_schema(column) for column in table.columns},
+        "properties": properties,
         "required": [column.name for column in table.columns if not column.nullable],
     }
+    if table.extra_fields is ExtraFields.PARK:
+        _close(schema)
+    return schema
+
+
+def _close(schema: dict[str, Any]) -> None:
+    """No other fields than the described ones, at any depth."""
+    if "properties" in schema:
+        schema["additionalProperties"] = False
+    for inner in (*schema.get("properties", {}).values(), *filter(None, [schema.get("items")])):
+        _close(inner)
 
 
 def _column_schema(column: Column) -> dict[str, Any]:

@@ -69,9 +69,30 @@ def parse_table(folder: Path) -> ParsedTable:
         primary_key=create.primary_key,
         partitions=create.options.partitions,
         retention_seconds=create.options.retention_seconds,
+        format=create.options.format,
+        extra_fields=create.options.extra_fields,
+        extra_column=create.options.extra_column,
         migrations=tuple(migrations),
     )
+    _check_extra_column(table, create.options)
     return ParsedTable(table, create.options.topic_at, create.options.partitions_at)
+
+
+def _check_extra_column(table: TableDefinition, options: Options) -> None:
+    """The column that keeps extra fields, which any of the files may add, can hold them. Raises TableFileError."""
+    if table.extra_column is None:
+        return
+    if table.extra_column not in table.column_names:
+        raise options.extra_column_at.error(
+            f"extra_column {table.extra_column!r} is not a column of the table",
+            hint=f"declare it: {table.extra_column} JSON",
+        )
+    column = table.column(table.extra_column)
+    if column.type != ScalarType(ScalarKind.JSON) or not column.nullable:
+        raise options.extra_column_at.error(
+            f"extra_column {table.extra_column!r} cannot hold extra fields",
+            hint=f"declare it as {table.extra_column} JSON, without NOT NULL: it is null where there are none",
+        )
 
 
 def _migration_files(folder: Path) -> list[Path]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
 
 #: Columns that Pintail adds to every table, in this order, after the declared ones.
 METADATA_COLUMNS = ("_partition", "_offset", "_timestamp")
@@ -36,6 +35,33 @@ class ScalarKind(StrEnum):
     TIMESTAMPTZ = "TIMESTAMPTZ"
     UUID = "UUID"
     JSON = "JSON"
+
+
+class RecordFormat(StrEnum):
+    """How a table's records are written."""
+
+    JSON = "json"
+    DEBEZIUM = "debezium"
+    AVRO = "avro"
+    DEBEZIUM_AVRO = "debezium-avro"
+
+    @property
+    def is_avro(self) -> bool:
+        """True where records name a schema of the registry."""
+        return self in (RecordFormat.AVRO, RecordFormat.DEBEZIUM_AVRO)
+
+    @property
+    def is_debezium(self) -> bool:
+        """True where records are change envelopes."""
+        return self in (RecordFormat.DEBEZIUM, RecordFormat.DEBEZIUM_AVRO)
+
+
+class ExtraFields(StrEnum):
+    """What becomes of a record's fields that are no column, nor declared in a column's STRUCT."""
+
+    IGNORE = "ignore"
+    PARK = "park"
+    KEEP = "keep"
 
 
 @dataclass(frozen=True)
@@ -104,7 +130,10 @@ class TableDefinition:
     partitions: int = 4
     #: How long the store and ClickHouse keep rows, in seconds; None keeps them for ever.
     retention_seconds: int | None = None
-    format: Literal["json"] = "json"
+    format: RecordFormat = RecordFormat.JSON
+    extra_fields: ExtraFields = ExtraFields.IGNORE
+    #: The column of type JSON that takes the extra fields; a column if and only if they are kept.
+    extra_column: str | None = None
     migrations: tuple[Migration, ...] = field(default=())
 
     @property

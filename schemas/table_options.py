@@ -1,6 +1,7 @@
-"""WITH (...) of a table: topic, partitions, retention, format. Called by the parser.
+"""WITH (...) of a table: topic, partitions, retention, format, extra fields. Called by the parser.
 
-All are optional: the topic is the table's name, partitions are 4, rows are kept for ever, and the format is JSON.
+All are optional: the topic is the table's name, partitions are 4, rows are kept for ever, the format is JSON, and
+fields that are no column are ignored.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from enum import StrEnum
+from typing import TypeVar
 
 from schemas.sql_tokens import Kind, Position, Token, TokenReader
+from schemas.table import ExtraFields, RecordFormat
 
 PARTITIONS_DEFAULT = 4
 PARTITIONS_MAX = 1024
@@ -19,8 +23,10 @@ TOPIC_CHARS_MAX = 230
 RETENTION_DAYS_MAX = 36_500
 
 _UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604_800}
-_KNOWN = ("topic", "partitions", "retention", "format")
+_KNOWN = ("topic", "partitions", "retention", "format", "extra_fields", "extra_column")
 _HINT = "write WITH (topic='flights', partitions=4, retention='30 days', format='json')"
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,29 @@ class Options:
     partitions: int
     partitions_at: Position
     retention_seconds: int | None
+    format: RecordFormat
+    extra_fields: ExtraFields
+    extra_column: str | None
+    extra_column_at: Position
 
 
 def parse_options(reader: TokenReader, table_name: str, name_at: Position) -> Options:
     """Reads WITH (...) if it comes next. Raises TableFileError."""
     given = _parse_assignments(reader) if reader.accept("WITH") else {}
     topic, partitions, retention = (given.get(name) for name in ("topic", "partitions", "retention"))
-    if "format" in given and given["format"].text != "json":
-        raise given["format"].at.error(f"format {given['format']} is not known", hint="write format='json'")
+    extra_fields = _choice(given.get("extra_fields"), ExtraFields.IGNORE, "extra_fields")
+    extra_column = given.get("extra_column")
+    _check_extra(given.get("extra_fields"), extra_fields, extra_column)
     return Options(
         topic=_topic(topic) if topic else table_name,
         topic_at=topic.at if topic else name_at,
         partitions=_partitions(partitions) if partitions else PARTITIONS_DEFAULT,
         partitions_at=partitions.at if partitions else name_at,
         retention_seconds=_retention_seconds(retention) if retention else None,
+        format=_choice(given.get("format"), RecordFormat.JSON, "format"),
+        extra_fields=extra_fields,
+        extra_column=extra_column.text if extra_column else None,
+        extra_column_at=extra_column.at if extra_column else name_at,
     )
 
 
@@ -70,6 +85,30 @@ def _parse_assignments(reader: TokenReader) -> dict[str, Token]:
             raise name.at.error(f"option {name} is there already", hint="remove one")
     reader.expect(")", hint=_HINT)
     return given
+
+
+def _choice(value: Token | None, default: Choice, name: str) -> Choice:
+    """The choice that the option makes among the values of its enumeration."""
+    if value is None:
+        return default
+    choices = type(default)
+    if value.text not in [each.value for each in choices]:
+        raise value.at.error(
+            f"{name} {value} is not known", hint="write " + " or ".join(f"{name}='{each}'" for each in choices)
+        )
+    return choices(value.text)
+
+
+def _check_extra(given: Token | None, extra_fields: ExtraFields, extra_column: Token | None) -> None:
+    if given is not None and extra_fields is ExtraFields.KEEP and extra_column is None:
+        raise given.at.error(
+            "extra fields are to be kept, but not where",
+            hint="declare a column of type JSON for them and name it: extra_column='extra'",
+        )
+    if extra_column is not None and extra_fields is not ExtraFields.KEEP:
+        raise extra_column.at.error(
+            f"column {extra_column} for extra fields, which are not kept", hint="write extra_fields='keep' as well"
+        )
 
 
 def _topic(value: Token) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas.duckdb_ddl import duckdb_type, quote
-from schemas.table import Column, TableDefinition
+from schemas.table import Column, ExtraFields, TableDefinition
 from schemas.table_options import format_retention
 
 
@@ -19,6 +19,10 @@ def table_sql(table: TableDefinition) -> str:
     if table.retention_seconds is not None:
         options.append(f"retention='{format_retention(table.retention_seconds)}'")
     options.append(f"format='{table.format}'")
+    if table.extra_fields is not ExtraFields.IGNORE:
+        options.append(f"extra_fields='{table.extra_fields}'")
+    if table.extra_column is not None:
+        options.append(f"extra_column='{table.extra_column}'")
     return f"CREATE TABLE {table.name} (\n    " + ",\n    ".join(lines) + f"\n) WITH ({', '.join(options)});"
 
 

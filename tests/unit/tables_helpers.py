@@ -16,7 +16,9 @@ from schemas.table import (
     ArrayType,
     Column,
     ColumnType,
+    ExtraFields,
     Migration,
+    RecordFormat,
     ScalarKind,
     ScalarType,
     StructField,
@@ -91,6 +93,8 @@ def table_definitions(draw: st.DrawFn) -> TableDefinition:
     columns += [Column(name, draw(column_types), draw(st.booleans())) for name in names[key_length:]]
     key = tuple(draw(st.permutations(names[:key_length])))
     columns = draw(st.permutations(columns))
+    for_extra = [c.name for c in columns if c.type == ScalarType(ScalarKind.JSON) and c.nullable]
+    extra_fields = draw(st.sampled_from(ExtraFields) if for_extra else st.sampled_from(["ignore", "park"]))
     return TableDefinition(
         name="things",
         topic=draw(st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}", fullmatch=True)),
@@ -98,6 +102,9 @@ def table_definitions(draw: st.DrawFn) -> TableDefinition:
         primary_key=key,
         partitions=draw(st.integers(1, 1024)),
         retention_seconds=draw(st.none() | st.integers(1, 36_500 * 86_400)),
+        format=draw(st.sampled_from(RecordFormat)),
+        extra_fields=ExtraFields(extra_fields),
+        extra_column=draw(st.sampled_from(for_extra)) if extra_fields == "keep" else None,
         migrations=(Migration(1, "001_create.sql", tuple(columns)),),
     )
 

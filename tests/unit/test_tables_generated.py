@@ -125,3 +125,12 @@ def test_json_schema_says_what_a_publisher_may_send(tmp_path: Path) -> None:
     assert properties["d"]["type"] == ["number", "string", "null"]
     assert properties["tags"] == {"type": ["array", "null"], "items": {"type": ["string", "null"]}}
     assert properties["s"]["properties"]["x"]["type"] == ["integer", "null"]
+
+
+def test_json_schema_of_a_table_that_parks_extra_fields_is_closed_at_every_depth(tmp_path: Path) -> None:
+    table = table_of(tmp_path, "CREATE TABLE things (s STRUCT(x INT)[], j JSON) WITH (extra_fields='park')")
+    schema = json_schema(table)
+
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["s"]["items"]["additionalProperties"] is False
+    assert schema["properties"]["j"] == {}

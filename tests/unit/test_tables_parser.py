@@ -8,7 +8,7 @@ import pytest
 
 from schemas.catalog import load_catalog
 from schemas.duckdb_ddl import duckdb_type
-from schemas.table import Column, ScalarKind, ScalarType
+from schemas.table import Column, ExtraFields, ScalarKind, ScalarType
 from streams.errors import ConfigurationError, TableFileError
 from tests.unit.tables_helpers import table_of, write_table
 
@@ -71,6 +71,23 @@ def test_options_are_read_in_any_quoting_and_case(tmp_path: Path) -> None:
     )
 
     assert (table.topic, table.partitions, table.retention_seconds) == ("shop.orders-v2", 8, 14 * 86_400)
+
+
+@pytest.mark.parametrize("name", ["json", "debezium", "avro", "debezium-avro"])
+def test_the_format_is_one_of_four(tmp_path: Path, name: str) -> None:
+    assert table_of(tmp_path, f"CREATE TABLE things (a INT) WITH (format='{name}')").format == name
+
+
+def test_extra_fields_are_ignored_parked_or_kept_in_a_column_that_any_file_may_add(tmp_path: Path) -> None:
+    assert table_of(tmp_path / "0", "CREATE TABLE things (a INT)").extra_fields is ExtraFields.IGNORE
+    parked = table_of(tmp_path / "1", "CREATE TABLE things (a INT) WITH (extra_fields='park')")
+    assert (parked.extra_fields, parked.extra_column) == (ExtraFields.PARK, None)
+    kept = table_of(
+        tmp_path / "2",
+        "CREATE TABLE things (a INT) WITH (extra_fields='keep', extra_column='rest')",
+        "ALTER TABLE things ADD COLUMN rest JSON",
+    )
+    assert (kept.extra_fields, kept.extra_column) == (ExtraFields.KEEP, "rest")
 
 
 @pytest.mark.parametrize(
