@@ -13,9 +13,14 @@ import prometheus_client
 
 from agents.assignor import copartition_assignor
 from agents.transport import FETCH_WAIT_MS_MAX, SCHEME, BatchConsumer, BatchSchema, PartitionOwner
+from schemas.catalog import Catalog
+from streams.adapters.duckdb_decoder import DuckDBDecoder
+from streams.adapters.format_decoder import FormatDecoder
+from streams.adapters.http_registry import HttpSchemaRegistry
 from streams.adapters.kafka_options import kafka_client_options
 from streams.config import Settings
 from streams.limits import MIB
+from streams.ports import Decoder
 
 SESSION_TIMEOUT_SECONDS = 10
 HEARTBEAT_SECONDS = 2
@@ -110,6 +115,12 @@ class PintailApp(faust.App):  # type: ignore[misc]
             del request
             report = status()
             return view.json(report, status=200 if report["ready"] else 503)
+
+
+def record_decoder(catalog: Catalog, settings: Settings) -> Decoder:
+    """The decoder of both workers. Raises ConfigurationError if tables are in Avro and there is no registry."""
+    needs_registry = any(table.format.is_avro for table in catalog.tables)
+    return FormatDecoder(DuckDBDecoder(), HttpSchemaRegistry.from_settings(settings) if needs_registry else None)
 
 
 def consumer_options(group: str, settings: Settings) -> dict[str, Any]:

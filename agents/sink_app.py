@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Collection
 from typing import Any
 
-from agents.app import PintailApp
+from agents.app import PintailApp, record_decoder
 from schemas.catalog import load_catalog
 from streams.adapters.clickhouse_sink import ClickHouseSink
-from streams.adapters.duckdb_decoder import DuckDBDecoder
 from streams.adapters.kafka_topics import ensure_topics, topics_of
 from streams.config import Settings
 from streams.positions import OffsetRange, TopicPartition
@@ -50,7 +49,7 @@ def sink_app(settings: Settings) -> PintailApp:
     delivery = Delivery(
         sink=sink,
         intents=GroupIntents(app),
-        decoder=DuckDBDecoder(),
+        decoder=record_decoder(catalog, settings),
         limits=FlushLimits.of(settings),
         # The transport's own budget stops the fetching first; this one must never make the agent wait for it.
         buffer_bytes_max=2 * settings.ingest_buffer_bytes_max,

@@ -8,9 +8,8 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from agents.app import PintailApp
+from agents.app import PintailApp, record_decoder
 from schemas.catalog import load_catalog
-from streams.adapters.duckdb_decoder import DuckDBDecoder
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
 from streams.adapters.kafka_topics import ensure_topics, topics_of
@@ -82,7 +81,7 @@ def store_app(settings: Settings) -> PintailApp:
         store=store,
         recovery=Recovery(store, repository, codec),
         snapshotter=Snapshotter(repository, codec, versions_kept=settings.snapshots_kept),
-        decoder=DuckDBDecoder(),
+        decoder=record_decoder(catalog, settings),
         dead_letters=dead_letters,
     )
     host = PartitionHost(parts, app.log_reader)
@@ -183,7 +182,7 @@ def status_of(host: PartitionHost) -> dict[str, Any]:
                 "next_offsets": partition.positions,
                 **({"recovered": _recovery_of(partition.recovered)} if partition.recovered else {}),
                 **({"snapshot": _snapshot_of(partition.snapshot)} if partition.snapshot else {}),
-                **({"failure": str(partition.failure)} if partition.failure else {}),
+                **({"failure": str(failure)} if (failure := partition.failure or partition.obstacle) else {}),
             }
             for number, partition in sorted(hosted.items())
         },

@@ -9,6 +9,7 @@ import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -39,6 +40,11 @@ class Settings(BaseSettings):
     clickhouse: str = Field(default="", description="ClickHouse URL, http://user:password@host:8123/database")
     data_dir: Path = Field(default=Path(".pintail"), description="Folder of the local stack, of stores and of state")
     tables_dir: Path = Field(default=PACKAGED_TABLES, description="Folder with one folder of SQL files per table")
+
+    # Schema registry
+    schema_registry: str = Field(default="", description="Schema registry URL, http://host:8081, for tables in Avro")
+    schema_registry_username: str = Field(default="", description="User of the schema registry (basic authentication)")
+    schema_registry_password: SecretStr = Field(default=SecretStr(""), description="Password of the schema registry")
 
     # Kafka
     application: str = Field(default="pintail", description="Prefix of consumer groups, topics and Redis keys")
@@ -135,6 +141,16 @@ class Settings(BaseSettings):
                 raise ValueError(f"{server!r} is not host:port")
         return servers
 
+    @field_validator("schema_registry")
+    @classmethod
+    def _schema_registry_is_a_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("must be a URL such as http://host:8081")
+        if "@" in parts.netloc:
+            raise ValueError("must not name a user: set PINTAIL_SCHEMA_REGISTRY_USERNAME and _PASSWORD instead")
+        return url
+
     @property
     def query_topic(self) -> str:
         """Where queries are asked."""
@@ -165,7 +181,7 @@ class Settings(BaseSettings):
         """Where this worker keeps its partition files."""
         return self.data_dir / "stores" / self.worker
 
-    def require(self, *names: Literal["kafka", "redis", "clickhouse", "snapshot_key"]) -> None:
+    def require(self, *names: Literal["kafka", "redis", "clickhouse", "snapshot_key", "schema_registry"]) -> None:
         """ConfigurationError that names every one of `names` that is not set."""
         missing = []
         for name in names:

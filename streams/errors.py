@@ -22,6 +22,9 @@
     |  +- SinkUnavailableError     refused, reset, timed out, overloaded: retry (retriable)
     |  +- SinkRejectedError        ClickHouse answered with an error that only an operator can cure; carries its code
     |  +- SinkFencedError          the BEFORE record was refused: another member owns the partition
+    +- SchemaRegistryError         the schemas that Avro records name; decoding waits for them
+    |  +- SchemaRegistryUnavailableError  refused, reset, timed out, overloaded: retry (retriable)
+    |  +- SchemaRegistryRejectedError     it answered with something that only an operator can cure
     +- LocalStackError             a server of `pintail dev` did not start, or another run holds its folder
     +- QueryRefusedError           a query got a refusal; carries the refusal's code
     +- RequestTimeoutError         no reply before the deadline
@@ -125,6 +128,20 @@ class SinkRejectedError(SinkError):
 
 class SinkFencedError(SinkError):
     """The BEFORE record was refused: another member of the group owns the partition."""
+
+
+class SchemaRegistryError(PintailError):
+    """The schema registry. Decoding is tried again until it succeeds, whichever of the two it is."""
+
+
+class SchemaRegistryUnavailableError(SchemaRegistryError):
+    """The registry refused, reset, timed out or is overloaded; the same request may succeed later."""
+
+    retriable = True
+
+
+class SchemaRegistryRejectedError(SchemaRegistryError):
+    """The registry answered, but neither with a schema nor that there is none: wrong user, wrong address."""
 
 
 class LocalStackError(PintailError):

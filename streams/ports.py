@@ -31,6 +31,12 @@ class ParkReason(StrEnum):
     MISSING_KEY = "missing_key"
     BAD_KEY = "bad_key"
     NULL_IN_APPEND_TABLE = "null_in_append_table"
+    NOT_A_CHANGE = "not_a_change"
+    UNSUPPORTED_OPERATION = "unsupported_operation"
+    NOT_AVRO = "not_avro"
+    UNKNOWN_SCHEMA = "unknown_schema"
+    UNUSABLE_SCHEMA = "unusable_schema"
+    EXTRA_FIELD = "extra_field"
     NOT_A_REQUEST = "not_a_request"
 
 
@@ -52,7 +58,8 @@ class DecodedBatch:
     deletes  the key columns, then the same metadata columns; ascending by `_offset`; empty for append tables
     parked   ascending by index
 
-    A pure function of (table, source): decoding the same records again gives the same result.
+    A pure function of (table, source) and of the schemas that Avro records name, which never change: decoding the same
+    records again gives the same result.
     """
 
     table: TableDefinition
@@ -66,7 +73,30 @@ class Decoder(Protocol):
     """Raw records to typed columns."""
 
     def decode(self, table: TableDefinition, batch: RecordBatch) -> DecodedBatch:
-        """Thread-safe. Never raises because of what a record contains: such records are parked."""
+        """Thread-safe. Never raises because of what a record contains: such records are parked.
+
+        Raises SchemaRegistryError when a schema that a record names cannot be had; nothing is decoded then, and the
+        same call may succeed later."""
+        ...
+
+
+@dataclass(frozen=True)
+class RegisteredSchema:
+    """A schema of the registry. `kind` is AVRO, JSON or PROTOBUF; `references` are the texts of the schemas that `text`
+    names types of, each after those that it refers to itself."""
+
+    kind: str
+    text: str
+    references: tuple[str, ...] = ()
+
+
+class SchemaRegistry(Protocol):
+    """Where Avro records' schemas are. The schema of an id never changes; whoever asks may keep it for ever."""
+
+    def schema(self, schema_id: int) -> RegisteredSchema | None:
+        """The schema of that id; None if the registry says that there is none. Thread-safe, blocks.
+
+        Raises SchemaRegistryError."""
         ...
 
 

@@ -16,6 +16,14 @@ TRANSACTION_SECONDS = Histogram(
 CHECKPOINT_SECONDS = Histogram(
     "pintail_checkpoint_seconds", "Folding a partition's write-ahead log into its file", buckets=LATENCY_BUCKETS
 )
+DECODE_BACKOFF_SECONDS = Gauge(
+    "pintail_decode_backoff_seconds",
+    "Delay before the store decodes again, for want of a schema; 0 while it goes on",
+    ["partition"],
+)
+SCHEMA_REGISTRY_FAILURES = Counter(
+    "pintail_schema_registry_failures", "Schemas that could not be had and are asked for again"
+)
 LAG_RECORDS = Gauge("pintail_lag_records", "Offsets between the store and the high watermark", ["topic", "partition"])
 PARTITION_STATE = Gauge("pintail_partition_state", "1 for the state a partition is in", ["partition", "state"])
 RECOVERY_SECONDS = Gauge("pintail_recovery_seconds", "Duration of the newest recovery", ["partition", "rung"])
@@ -29,7 +37,9 @@ SINK_LAG_RECORDS = Gauge(
 )
 ROWS_DELIVERED = Counter("pintail_rows_delivered", "Rows delivered to ClickHouse", ["table", "partition"])
 DELIVERY_SECONDS = Histogram("pintail_delivery_seconds", "One micro-batch into ClickHouse", buckets=LATENCY_BUCKETS)
-DELIVERY_FAILURES = Counter("pintail_delivery_failures", "Inserts that failed and are tried again", ["table"])
+DELIVERY_FAILURES = Counter(
+    "pintail_delivery_failures", "Steps of a delivery that failed and are tried again", ["table"]
+)
 DELIVERY_BACKOFF_SECONDS = Gauge(
     "pintail_delivery_backoff_seconds", "Delay before the next try; 0 while deliveries succeed", ["topic", "partition"]
 )

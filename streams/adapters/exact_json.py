@@ -12,6 +12,7 @@ import json
 import re
 from typing import NoReturn
 
+from schemas.table import ColumnType
 from streams.limits import JSON_DEPTH_MAX, RECORD_BYTES_MAX
 from streams.ports import ParkReason
 
@@ -37,13 +38,37 @@ class Number(str):
     __slots__ = ()
 
 
-class Repeated:
+class Typed:
+    """A value of a type that JSON does not have. What it is in a column is decided once the column is known, so that a
+    value that no column takes parks no record."""
+
+    __slots__ = ()
+
+    def written(self, column_type: ColumnType, name: str) -> object:
+        """The JSON value that stands for it in a column of that type. `name` is the column's. Raises FaultError."""
+        del column_type
+        try:
+            return self.json()
+        except FaultError as fault:
+            raise FaultError(fault.reason, f"column {name!r}: {fault.detail}") from None
+
+    def json(self) -> object:
+        """The JSON value that stands for it where any JSON is taken. Raises FaultError."""
+        raise NotImplementedError
+
+
+class Repeated(Typed):
     """The value of a field that appears more than once in its object."""
 
     __slots__ = ("values",)
 
     def __init__(self, values: list[object]) -> None:
         self.values = values
+
+    def written(self, column_type: ColumnType, name: str) -> object:
+        """No column takes one."""
+        del column_type
+        raise FaultError(ParkReason.NOT_JSON, f"field {name!r} appears {len(self.values)} times in one object")
 
 
 def nesting_depth(text: bytes) -> int:
@@ -78,7 +103,9 @@ def read_json(value: bytes) -> object:
 
 
 def write_json(value: object) -> str:
-    """Minimal JSON text of what read_json returned: numbers as written, no spaces, no needless escapes."""
+    """Minimal JSON text of what read_json returned: numbers as written, no spaces, no needless escapes.
+
+    Raises FaultError for a typed value that JSON has no form for."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Number):
@@ -87,6 +114,8 @@ def write_json(value: object) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return f"[{','.join(map(write_json, value))}]"
+    if isinstance(value, Typed):
+        return write_json(value.json())
     assert isinstance(value, dict)
     fields = []
     for name, item in value.items():

@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.table import ArrayType, ColumnType, ScalarKind, ScalarType, StructType
-from streams.adapters.exact_json import FaultError, Number, Repeated, described, write_json
+from streams.adapters.exact_json import FaultError, Number, Typed, described, write_json
 from streams.ports import ParkReason
 
 INTEGER_RANGES: dict[ScalarKind, tuple[int, int]] = {
@@ -61,8 +61,8 @@ _EXACT = Context(
 
 def convert(value: object, column_type: ColumnType, name: str) -> Any:
     """The typed value. `name` is the column, for the detail. Raises FaultError."""
-    if isinstance(value, Repeated):
-        raise FaultError(ParkReason.NOT_JSON, f"field {name!r} appears {len(value.values)} times in one object")
+    if isinstance(value, Typed):
+        value = value.written(column_type, name)
     if value is None:
         return None
     if isinstance(column_type, ArrayType):
@@ -220,7 +220,10 @@ def _checked_micros(micros: Decimal | int, value: object, column_type: ScalarTyp
 
 def _json(value: object, column_type: ScalarType, name: str) -> str:
     del column_type
-    text = write_json(value)
+    try:
+        text = write_json(value)
+    except FaultError as fault:
+        raise FaultError(fault.reason, f"column {name!r}: {fault.detail}") from None
     _check_encodable(text, name)
     return text
 

@@ -2,7 +2,7 @@
 
 A micro-batch is exactly one contiguous offset range [lo, hi). Order of effects, which is the exactness:
     1. record    the BEFORE record [lo, hi) is durable, fenced by the group's generation
-    2. decode    the range's records become rows; a pure function of the range
+    2. decode    the range's records become rows; a pure function of the range; repeated while a schema cannot be had
     3. insert    all rows or none, under the token of [lo, hi); repeated until it succeeds
     4. advance   in memory only: the next BEFORE record carries the position on
 A new owner reads the newest BEFORE record and w, the highest offset in the table. As an insert is all or nothing,
@@ -28,7 +28,7 @@ from schemas.table import TableDefinition
 from streams import telemetry
 from streams.adapters.clickhouse_rows import delivery_table
 from streams.batches import RecordBatch
-from streams.errors import LogGapError, SinkError, SinkFencedError, StaleEpochError
+from streams.errors import LogGapError, SchemaRegistryError, SinkError, SinkFencedError, StaleEpochError
 from streams.limits import INGEST_BUFFER_BYTES_MAX
 from streams.ports import Decoder, DeliveryIntents, Sink
 from streams.positions import OffsetRange, TopicPartition, next_offset_after
@@ -102,7 +102,7 @@ class PartitionDelivery:
         #: Records that the decoder parks; the store worker writes their dead letters.
         self.records_left_out = 0
         #: Why the newest try failed; None while deliveries succeed.
-        self.failure: SinkError | None = None
+        self.failure: SinkError | SchemaRegistryError | None = None
         #: Delay until the next try; 0 while deliveries succeed.
         self.backoff_seconds = 0.0
         self._shared = shared
@@ -233,7 +233,9 @@ class PartitionDelivery:
                 await self._until_done(lambda: self._record(offsets), f"recording {offsets}")
                 self._is_settled = False
                 # 2. decode
-                rows, left_out = await self._in_thread(lambda: self._decode(batch))
+                rows, left_out = await self._until_done(
+                    lambda: self._in_thread(lambda: self._decode(batch)), f"decoding {offsets}"
+                )
                 # 3. insert
                 if rows.num_rows:
                     await self._until_done(lambda: self._insert(offsets, rows), f"inserting {offsets}")
@@ -278,7 +280,7 @@ class PartitionDelivery:
                 result = await action()
             except SinkFencedError:
                 raise
-            except SinkError as error:
+            except (SinkError, SchemaRegistryError) as error:
                 self._raise_if_stale(*_ALIVE)
                 self._note_failure(error, self._backoff.next_delay_seconds())
                 # What an operator has to correct is retried as well: it goes on by itself once it is corrected.
@@ -297,7 +299,7 @@ class PartitionDelivery:
         telemetry.ROWS_DELIVERED.labels(self.table.name, self.topic_partition.partition).inc(rows)
         telemetry.DELIVERY_SECONDS.observe(seconds)
 
-    def _note_failure(self, failure: SinkError | None, backoff_seconds: float) -> None:
+    def _note_failure(self, failure: SinkError | SchemaRegistryError | None, backoff_seconds: float) -> None:
         self.failure = failure
         self.backoff_seconds = backoff_seconds
         if failure is not None:

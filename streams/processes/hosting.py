@@ -22,7 +22,7 @@ from schemas.catalog import Catalog
 from streams import telemetry
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.batches import RecordBatch
-from streams.errors import LogGapError, SnapshotError, StaleEpochError
+from streams.errors import LogGapError, SchemaRegistryError, SnapshotError, StaleEpochError
 from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
 from streams.processes.ingestion import PartitionIngestion
@@ -88,6 +88,11 @@ class HostedPartition:
         """This partition of every table topic that has it."""
         tables = self._parts.catalog.tables
         return [TopicPartition(table.topic, self.partition) for table in tables if self.partition < table.partitions]
+
+    @property
+    def obstacle(self) -> SchemaRegistryError | None:
+        """What this partition waits for before it can decode what comes next; it goes on by itself."""
+        return self._ingestion.obstacle if self._ingestion is not None else None
 
     def submit(self, batch: RecordBatch) -> None:
         """Queues a batch that continues where the last one ended; any other is left over from before a seek."""

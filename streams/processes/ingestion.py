@@ -7,25 +7,32 @@ backlog. Order of effects, which is the crash safety:
     3. apply        rows, deletes and next_offset: ONE DuckDB transaction
     4. announce     waiters and the partition's state learn the new position
 A crash before 3 repeats 1 and 2 (a dead letter may repeat, with the same provenance); after 3 nothing repeats.
+While the schema registry cannot give what 1 needs, the partition waits there, with everything behind it in the log.
 Called by processes/hosting.py, which makes a new object for each assignment.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from schemas.table import TableDefinition
 from streams import telemetry
 from streams.adapters.duckdb_store import PartitionStore
 from streams.batches import RecordBatch
-from streams.errors import StoreError
+from streams.errors import SchemaRegistryError, StoreError
 from streams.limits import PARKED_TOGETHER_MAX, TRANSACTION_BYTES_MAX, WAL_BYTES_MAX
 from streams.ports import DeadLetter, DeadLetters, DecodedBatch, Decoder
 from streams.retry import Backoff, retrying
+
+logger = logging.getLogger(__name__)
+
+DECODE_BACKOFF_SECONDS_MAX = 10.0
 
 
 class PartitionIngestion:
@@ -48,6 +55,9 @@ class PartitionIngestion:
         self._queue: deque[RecordBatch] = deque()
         self._arrived = asyncio.Event()
         self._fault: StoreError | None = None
+        self._broken_off = asyncio.Event()
+        #: Why the partition waits before it decodes; None while it goes on.
+        self.obstacle: SchemaRegistryError | None = None
 
     def submit(self, batch: RecordBatch) -> None:
         """Queues a batch of any of the partition's topics. The transport bounds the bytes that can wait here."""
@@ -58,6 +68,7 @@ class PartitionIngestion:
         """Makes `run` raise `fault` instead of starting another transaction."""
         self._fault = fault
         self._arrived.set()
+        self._broken_off.set()
 
     async def run(self) -> None:
         """Group commits until cancelled. Raises what the store raises, and the fault of `break_off`.
@@ -82,7 +93,7 @@ class PartitionIngestion:
     async def _commit(self, batches: Sequence[RecordBatch]) -> None:
         started = time.perf_counter()
         # 1. decode
-        decoded = await asyncio.to_thread(self._decode, batches)
+        decoded = await self._decoded(batches)
         # 2. park
         for batch in decoded:
             await self._park(dead_letters_of(batch))
@@ -91,6 +102,30 @@ class PartitionIngestion:
         # 4. announce
         await self._announce({batch.topic: batch.next_offset for batch in batches})
         _count(decoded, seconds=time.perf_counter() - started)
+
+    async def _decoded(self, batches: Sequence[RecordBatch]) -> list[DecodedBatch]:
+        """Decodes once every schema can be had, however long that takes. Raises the fault of `break_off`."""
+        backoff = Backoff(ceiling_seconds=DECODE_BACKOFF_SECONDS_MAX)
+        partition = self._store.partition
+        waiting = telemetry.DECODE_BACKOFF_SECONDS.labels(partition)
+        try:
+            while True:
+                try:
+                    return await asyncio.to_thread(self._decode, batches)
+                except SchemaRegistryError as error:
+                    self.obstacle = error
+                    delay = backoff.next_delay_seconds()
+                    waiting.set(delay)
+                    # What an operator has to correct is tried again as well: it goes on by itself once it is corrected.
+                    level = logging.WARNING if error.retriable else logging.ERROR
+                    logger.log(level, "partition %d waits, again in %.1f s: %s", partition, delay, error)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._broken_off.wait(), delay)
+                if self._fault is not None:
+                    raise self._fault
+        finally:
+            self.obstacle = None
+            waiting.set(0)
 
     def _decode(self, batches: Sequence[RecordBatch]) -> list[DecodedBatch]:
         positions = self._store.next_offsets()

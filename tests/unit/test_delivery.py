@@ -12,14 +12,25 @@ import pyarrow as pa
 import pytest
 
 from schemas.table import TableDefinition
-from streams.adapters.duckdb_decoder import DuckDBDecoder
 from streams.adapters.memory_intents import IntentLog
-from streams.errors import LogGapError, SinkRejectedError, SinkUnavailableError, StaleEpochError
+from streams.batches import RecordBatch
+from streams.errors import (
+    LogGapError,
+    SchemaRegistryError,
+    SchemaRegistryRejectedError,
+    SchemaRegistryUnavailableError,
+    SinkRejectedError,
+    SinkUnavailableError,
+    StaleEpochError,
+)
+from streams.ports import DecodedBatch
 from streams.positions import OffsetRange, TopicPartition
 from streams.processes import delivery as delivery_module
 from streams.processes.delivery import Delivery, DeliveryState, PartitionDelivery
 from streams.processes.microbatches import FlushLimits
+from streams.retry import Backoff
 from tests.sink_log import PartitionLog, append_table, submit_all
+from tests.store_samples import DECODER
 
 TABLE = append_table("t")
 TP = TopicPartition(TABLE.topic, 0)
@@ -62,6 +73,14 @@ class Setting:
     sink: MemorySink
     intents: IntentLog
     shared: list[Delivery] = field(default_factory=list)
+    #: Raised one per try to decode.
+    schema_faults: list[SchemaRegistryError] = field(default_factory=list)
+
+    def decode(self, table: TableDefinition, batch: RecordBatch) -> DecodedBatch:
+        """A decoder that may have to wait for the schema registry."""
+        if self.schema_faults:
+            raise self.schema_faults.pop(0)
+        return DECODER.decode(table, batch)
 
     def assign(self, *, rows_max: int = 100, buffer_bytes_max: int = 1 << 20) -> PartitionDelivery:
         """A new owner."""
@@ -70,7 +89,7 @@ class Setting:
             Delivery(
                 sink=self.sink,
                 intents=self.intents.join(),
-                decoder=DuckDBDecoder(),
+                decoder=self,
                 limits=limits,
                 buffer_bytes_max=buffer_bytes_max,
             )
@@ -117,6 +136,27 @@ async def test_ranges_follow_one_another_and_hold_every_deliverable_record(setti
     assert setting.ranges[0].lo == 0
     assert all(a.hi == b.lo for a, b in zip(setting.ranges, setting.ranges[1:], strict=False))
     assert owner.records_left_out == len(setting.log.offsets) - len(setting.log.deliverable)
+
+
+async def test_a_delivery_waits_for_the_schema_registry_under_the_range_it_recorded(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[object] = []
+
+    def delay(_: Backoff) -> float:
+        failures.append(owner.failure)
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "next_delay_seconds", delay)
+    setting.schema_faults = [SchemaRegistryUnavailableError("away"), SchemaRegistryRejectedError("wrong password")]
+    faults = list(setting.schema_faults)
+    owner = setting.assign()
+    await deliver_all(setting, owner)
+    await owner.stop()
+    assert setting.sink.offsets == setting.log.deliverable
+    assert failures == [None, faults[0]], "each try shows why the one before it failed"
+    assert owner.failure is None
+    assert setting.ranges[0] == setting.sink.tokens[0]
 
 
 @pytest.mark.parametrize(

