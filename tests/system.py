@@ -38,7 +38,7 @@ class System:
         )
 
     def publish(
-        self, topic: str, value: bytes | str | None, *, key: str | None = None, partition: int | None = None
+        self, topic: str, value: bytes | str | None, *, key: bytes | str | None = None, partition: int | None = None
     ) -> Position:
         """Writes one record; returns where it is once it is acknowledged."""
         written: list[Message] = []
