@@ -27,6 +27,9 @@ class RegistryServer:
         self.asked: list[str] = []
         #: Answers everything with this (status, body) instead.
         self.answer_all: tuple[int, bytes] | None = None
+        #: Requests wait while it is closed.
+        self.gate = threading.Event()
+        self.gate.set()
         #: "user:password" that requests must carry.
         self.credentials = ""
         self._server: ThreadingHTTPServer | None = None
@@ -73,6 +76,7 @@ class RegistryServer:
     def answer(self, target: str, authorization: str) -> tuple[int, bytes]:
         """Status and body."""
         self.asked.append(target)
+        assert self.gate.wait(30), "the gate was never opened"
         if self.answer_all is not None:
             return self.answer_all
         if self.credentials:

@@ -10,6 +10,8 @@ what that means for values. Avro's envelopes come here once avro_records has rea
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +20,13 @@ from streams.adapters.debezium_types import UnknownText, typed
 from streams.adapters.exact_decoder import Change, KeyReader, json_key, tombstone, typed_key
 from streams.adapters.exact_json import FaultError, Number, Typed, described, read_json, shortened
 from streams.adapters.exact_typed import Bytes, JsonText
+from streams.limits import JSON_DEPTH_MAX, RECORD_BYTES_MAX
 from streams.ports import ParkReason
 
 _ROW_OPERATIONS = ("c", "r", "u")
+_SIDES = ("op", "before", "after")
+_SCHEMA_FIRST = re.compile(r'[ \t\r\n]*\{[ \t\r\n]*"schema"[ \t\r\n]*:[ \t\r\n]*')
+_THEN_PAYLOAD = re.compile(r'[ \t\r\n]*,[ \t\r\n]*"payload"[ \t\r\n]*:')
 _UNAVAILABLE = "__debezium_unavailable_value"
 _UNAVAILABLE_BASE64 = Bytes(_UNAVAILABLE.encode()).base64
 
@@ -43,16 +49,43 @@ class Unavailable(Typed):
         raise FaultError(ParkReason.MISSING_VALUE, "a value that the database left out cannot be kept")
 
 
-def debezium_change(table: TableDefinition, key: bytes | None, value: bytes | None) -> Change:
-    """Reads a JSON record of the Debezium format. Raises FaultError."""
-    if value is None:
-        return tombstone(table, key, debezium_key)
-    document, schema = _unwrapped(read_json(value))
-    if document is None:
-        return tombstone(table, key, debezium_key)
-    if not isinstance(document, dict):
-        raise FaultError(ParkReason.NOT_AN_OBJECT, f"expected a change envelope, got {described(document)}")
-    return change_of(table, key, typed(document, schema), debezium_key)
+class DebeziumRecords:
+    """Reads the JSON records of the Debezium format. Thread-safe.
+
+    A schema that converters embed is the same text in record after record and longer than the change itself, so the
+    newest one of each topic is kept with the bytes in front of the payload, and only the payload is read."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, tuple[bytes, Mapping[str, Any]]] = {}
+
+    def read(self, table: TableDefinition, key: bytes | None, value: bytes | None) -> Change:
+        """What a record says. Raises FaultError."""
+        if value is None:
+            return tombstone(table, key, debezium_key)
+        document, schema = self._payload(table.topic, value)
+        if document is None:
+            return tombstone(table, key, debezium_key)
+        if not isinstance(document, dict):
+            raise FaultError(ParkReason.NOT_AN_OBJECT, f"expected a change envelope, got {described(document)}")
+        sides = {name: document[name] for name in _SIDES if name in document}
+        return change_of(table, key, typed(sides, schema), debezium_key)
+
+    def _payload(self, topic: str, value: bytes) -> tuple[object, Mapping[str, Any] | None]:
+        """(payload, schema); exactly what reading the whole value gives, faults included."""
+        front, schema = self._newest.get(topic, (b"", None))
+        if front and value.startswith(front) and len(value) <= RECORD_BYTES_MAX:
+            rest = value[len(front) :].rstrip(b" \t\r\n")
+            # Fewer brackets than levels cannot nest too deep, also with the object around them.
+            if rest.endswith(b"}") and rest.count(b"{") + rest.count(b"[") < JSON_DEPTH_MAX:
+                try:
+                    return read_json(rest[:-1]), schema
+                except FaultError:
+                    pass  # the whole value says what is wrong, or that the payload is not the last field
+        document = read_json(value)
+        payload, schema = _unwrapped(document)
+        if schema is not None and (front := _in_front_of_payload(value)):
+            self._newest[topic] = (front, schema)
+        return payload, schema
 
 
 def debezium_key(columns: list[Column], key: bytes) -> Mapping[str, object]:
@@ -126,6 +159,16 @@ def _unwrapped(document: object) -> tuple[object, Mapping[str, Any] | None]:
         if schema is None or (isinstance(schema, dict) and "type" in schema):
             return document["payload"], schema
     return document, None
+
+
+def _in_front_of_payload(value: bytes) -> bytes:
+    """The bytes up to the payload of {"schema": ..., "payload": ...}, if it is in this order; the value is JSON."""
+    text = value.decode("utf-8")
+    if not (start := _SCHEMA_FIRST.match(text)):
+        return b""
+    _, end = json.JSONDecoder().raw_decode(text, start.end())
+    payload = _THEN_PAYLOAD.match(text, end)
+    return text[: payload.end()].encode("utf-8") if payload else b""
 
 
 def _text(value: object) -> str | None:

@@ -70,6 +70,10 @@ class Repeated(Typed):
         del column_type
         raise FaultError(ParkReason.NOT_JSON, f"field {name!r} appears {len(self.values)} times in one object")
 
+    def json(self) -> object:
+        """There is no single value; write_json writes the field of an object as often as it was there."""
+        raise FaultError(ParkReason.NOT_JSON, f"a field appears {len(self.values)} times in one object")
+
 
 def nesting_depth(text: bytes) -> int:
     """How deep arrays and objects nest; for text that is not JSON, a bound on what a parser would descend to.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from schemas.table import ExtraFields, RecordFormat, TableDefinition
 from streams.adapters.avro_records import AvroRecords
-from streams.adapters.debezium_changes import debezium_change
+from streams.adapters.debezium_changes import DebeziumRecords
 from streams.adapters.exact_decoder import ChangeReader, decode_one_by_one, json_change
 from streams.batches import RecordBatch
 from streams.ports import DecodedBatch, Decoder, SchemaRegistry
@@ -19,6 +19,7 @@ class FormatDecoder(Decoder):
 
     def __init__(self, json_decoder: Decoder, registry: SchemaRegistry | None = None) -> None:
         self._json_decoder = json_decoder
+        self._debezium = DebeziumRecords()
         self._avro = AvroRecords(registry) if registry else None
 
     def decode(self, table: TableDefinition, batch: RecordBatch) -> DecodedBatch:
@@ -31,6 +32,6 @@ class FormatDecoder(Decoder):
         if record_format is RecordFormat.JSON:
             return json_change
         if record_format is RecordFormat.DEBEZIUM:
-            return debezium_change
+            return self._debezium.read
         assert self._avro is not None, "tables in Avro need a registry"
         return self._avro.reader(debezium=record_format.is_debezium)

@@ -2,11 +2,14 @@
 
 Only one answer means that there is no such schema: status 404 with the registry's own error code. Any other failure is
 not the record's fault, so it is raised and decoding waits. It keeps nothing and tries nothing twice: callers do.
+Once it has failed, one caller at a time finds out whether it is back; the others fail at once, so that a registry which
+does not answer never ties up the threads that queries need as well.
 """
 
 from __future__ import annotations
 
 import json
+from threading import Lock
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -34,6 +37,9 @@ class HttpSchemaRegistry(SchemaRegistry):
 
     def __init__(self, url: str, *, username: str = "", password: str = "") -> None:
         self._url = url.rstrip("/")
+        self._lock = Lock()
+        self._failure: SchemaRegistryError | None = None
+        self._is_probed = False
         headers = {"Accept": "application/vnd.schemaregistry.v1+json, application/json"}
         if username or password:
             headers |= urllib3.make_headers(basic_auth=f"{username}:{password}")
@@ -59,20 +65,38 @@ class HttpSchemaRegistry(SchemaRegistry):
 
     def schema(self, schema_id: int) -> RegisteredSchema | None:
         """See SchemaRegistry."""
+        with self._lock:
+            if self._failure is not None and self._is_probed:
+                raise type(self._failure)(self._failure.message, hint=self._failure.hint)
+            self._is_probed = True
+        failure = None
         try:
-            found = self._get(f"/schemas/ids/{schema_id}")
-            if found is None:
-                return None
-            references: dict[tuple[str, int], str] = {}
-            self._collect(found, references)
-            return RegisteredSchema(found.get("schemaType") or "AVRO", found["schema"], tuple(references.values()))
-        except SchemaRegistryError:
+            return self._ask(schema_id)
+        except SchemaRegistryError as error:
             telemetry.SCHEMA_REGISTRY_FAILURES.inc()
+            failure = error
             raise
+        finally:
+            with self._lock:
+                self._failure, self._is_probed = failure, False
 
     def close(self) -> None:
         """Idempotent; the next use connects again."""
         self._pool.clear()
+
+    def _ask(self, schema_id: int) -> RegisteredSchema | None:
+        found = self._get(f"/schemas/ids/{schema_id}")
+        if found is None:
+            return None
+        references: dict[tuple[str, int], str] = {}
+        try:
+            self._collect(found, references)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SchemaRegistryRejectedError(
+                f"the schema registry at {self._url} gives schema {schema_id} references that are none: {error!r}",
+                hint="is PINTAIL_SCHEMA_REGISTRY a registry? decoding goes on by itself once it is cured",
+            ) from None
+        return RegisteredSchema(str(found.get("schemaType") or "AVRO"), found["schema"], tuple(references.values()))
 
     def _collect(self, document: dict[str, Any], found: dict[tuple[str, int], str]) -> None:
         """Adds what a schema refers to, each after what it refers to itself; one that is gone is left out."""

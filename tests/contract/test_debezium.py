@@ -192,6 +192,44 @@ def test_a_change_without_a_kafka_key_is_parked() -> None:
     assert [parked.reason for parked in result.parked] == [ParkReason.MISSING_KEY] * 2
 
 
+_tails = st.sampled_from(["}", " }\n", ',"x":1}', "}}", "", ',"payload":1}', "} {}"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(['{"schema":', '{ "schema": ', '{"payload":1,"schema":']),
+            st.sampled_from(
+                [json.dumps(wrapped(None, [ID, NAME])["schema"]), "null", "{}", '{"type":"é,\\"payload\\":"}']
+            ),
+            st.sampled_from([',"payload":', ', "payload": ', ',"payload":{},"payload":']),
+            st.sampled_from(
+                [
+                    json.dumps(envelope("c", after={"id": 1, "name": "x"})),
+                    json.dumps(envelope("c", after={"id": "1"})),
+                    '{"op":"c","after":{"id":2,"deep":' + "[" * 61 + "]" * 61 + "}}",
+                    '{"op":"c","after":{"id":2,"deep":' + "[" * 62 + "]" * 62 + "}}",
+                    "null",
+                    "[1",
+                    '"\\ud800"',
+                ]
+            ),
+            _tails,
+        ).map(lambda parts: "".join(parts).encode()),
+        max_size=6,
+    )
+)
+def test_a_schema_that_was_seen_before_changes_nothing(values: list[bytes]) -> None:
+    together = FormatDecoder(DECODER).decode(ORDERS, batch(ORDERS, list(values)))
+    parked = {each.index: (each.reason, each.detail) for each in together.parked}
+    rows = dict(zip(together.rows["_offset"].to_pylist(), together.rows["id"].to_pylist(), strict=True))
+    for index, value in enumerate(values):
+        alone = FormatDecoder(DECODER).decode(ORDERS, batch(ORDERS, [value]))
+        assert parked.get(index) == next(((each.reason, each.detail) for each in alone.parked), None)
+        assert rows.get(index) == next(iter(alone.rows["id"].to_pylist()), None)
+
+
 # -- values ------------------------------------------------------------------------------------------------------------
 
 NOON = datetime(2024, 1, 31, 12, tzinfo=UTC)

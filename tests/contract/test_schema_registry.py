@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,6 +12,7 @@ from streams.config import Settings, load_settings
 from streams.errors import ConfigurationError, SchemaRegistryRejectedError, SchemaRegistryUnavailableError
 from streams.ports import RegisteredSchema
 from tests.registry_server import RegistryServer
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_only_the_registrys_own_404_says_that_there_is_no_schema(
     assert "PINTAIL_SCHEMA_REGISTRY" in refusal.value.hint
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"schema": 5}', b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"schema": 5}', b"\xff", b'{"schema": "x", "references": [5]}'])
 def test_an_answer_that_is_no_schema_is_refused(
     server: RegistryServer, registry: HttpSchemaRegistry, body: bytes
 ) -> None:
@@ -84,6 +86,25 @@ def test_a_registry_that_is_away_is_asked_again_and_answers_once_it_is_back(
         registry.schema(number)
     assert failure.value.retriable
     server.start()
+    assert registry.schema(number) is not None
+
+
+def test_a_registry_that_failed_and_then_does_not_answer_holds_up_one_thread_only(
+    server: RegistryServer, registry: HttpSchemaRegistry
+) -> None:
+    number = server.register('"string"')
+    server.answer_all = (503, b"{}")
+    with pytest.raises(SchemaRegistryUnavailableError):
+        registry.schema(number)
+    server.answer_all = None
+    server.gate.clear()
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(registry.schema, number)
+        wait_for(lambda: len(server.asked) == 2, "the first thread asks")
+        with pytest.raises(SchemaRegistryUnavailableError, match="503"):
+            registry.schema(number)
+        server.gate.set()
+        assert first.result(timeout=30) is not None
     assert registry.schema(number) is not None
 
 
