@@ -19,6 +19,7 @@ from decimal import Decimal
 
 from schemas.table import ColumnType, ScalarKind, ScalarType
 from streams.adapters.exact_json import FaultError, Number, Typed, read_json, shortened
+from streams.adapters.exact_values import DAYS_MAX, DAYS_MIN
 from streams.ports import ParkReason
 
 MILLIS, MICROS, NANOS = 1_000, 1_000_000, 1_000_000_000
@@ -28,7 +29,6 @@ _DECIMAL_BYTES_MAX = 64
 _DECIMAL_SCALE_MAX = 400
 _UNIT_NAMES = {MILLIS: "milliseconds", MICROS: "microseconds", NANOS: "nanoseconds"}
 _EPOCH = date(1970, 1, 1)
-_DAY_MIN, _DAY_MAX = (date.min - _EPOCH).days, (date.max - _EPOCH).days
 
 
 def kind_of(column_type: ColumnType) -> ScalarKind | None:
@@ -128,7 +128,7 @@ class Day(Typed):
 
     def json(self) -> object:
         """yyyy-mm-dd."""
-        if not _DAY_MIN <= self.days <= _DAY_MAX:
+        if not DAYS_MIN <= self.days <= DAYS_MAX:
             raise FaultError(
                 ParkReason.OUT_OF_RANGE, f"{shortened(str(self.days))} days since 1970 is not in the years 1 to 9999"
             )
@@ -149,7 +149,7 @@ class Moment(Typed):
         """ISO 8601, with Z if the zone is known, to the microsecond or, if it is not a whole one, the nanosecond."""
         seconds, fraction = divmod(self.count, self.per_second)
         days, second = divmod(seconds, 86_400)
-        if not _DAY_MIN <= days <= _DAY_MAX:
+        if not DAYS_MIN <= days <= DAYS_MAX:
             raise FaultError(
                 ParkReason.OUT_OF_RANGE,
                 f"{shortened(str(self.count))} {_UNIT_NAMES[self.per_second]} since 1970 is not in the years 1 to 9999",
