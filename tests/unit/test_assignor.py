@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from aiokafka.cluster import ClusterMetadata
+from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
+from aiokafka.structs import TopicPartition
 
 from agents.assignor import CopartitionAssignor, copartition_assignor
 
@@ -19,9 +22,13 @@ class Cluster(ClusterMetadata):  # type: ignore[misc]
         return set(range(self._counts[topic]))
 
 
-def assign(cluster: Cluster, workers: dict[str, str], topics: list[str]) -> dict[str, dict[str, list[int]]]:
+def assign(
+    cluster: Cluster, workers: dict[str, str], topics: list[str], knowing_more: dict[str, list[str]] | None = None
+) -> dict[str, dict[str, list[int]]]:
+    """Member id -> topic -> partitions. `knowing_more`: worker -> what it subscribes to besides `topics`."""
     members: dict[str, ConsumerProtocolMemberMetadata] = {
-        member_id: copartition_assignor(worker).metadata(topics) for member_id, worker in workers.items()
+        member_id: copartition_assignor(worker).metadata([*topics, *(knowing_more or {}).get(worker, ())])
+        for member_id, worker in workers.items()
     }
     assigned: dict[str, ConsumerProtocolMemberAssignment] = CopartitionAssignor.assign(cluster, members)
     return {member_id: dict(assignment.assignment) for member_id, assignment in assigned.items()}
@@ -51,3 +58,40 @@ def test_a_restarted_worker_gets_the_same_partitions_under_its_new_member_id() -
     after = assign(Cluster(flights=4), {"m2": "b", "m0-restarted": "a"}, ["flights"])
     assert after["m0-restarted"] == before["m1"]
     assert after["m2"] == before["m2"]
+
+
+WORKERS = {"m1": "a", "m2": "b", "m3": "c"}
+
+
+@pytest.mark.parametrize("updated", [["a"], ["b"], ["a", "c"], ["b", "c"]])
+def test_a_rolling_update_that_adds_a_table_moves_nothing_and_splits_no_partition(updated: list[str]) -> None:
+    cluster = Cluster(flights=6, planes=6, query=6)
+    before = assign(cluster, WORKERS, ["flights", "query"])
+    during = assign(cluster, WORKERS, ["flights", "query"], {worker: ["planes"] for worker in updated})
+    for member_id, worker in WORKERS.items():
+        expected = before[member_id]
+        if worker in updated:
+            expected = {**expected, "planes": expected["flights"]}
+        assert during[member_id] == expected
+
+
+def test_after_the_update_every_partition_of_the_new_table_has_an_owner() -> None:
+    cluster = Cluster(flights=6, planes=6)
+    after = assign(cluster, WORKERS, ["flights", "planes"])
+    assert all(topics["planes"] == topics["flights"] for topics in after.values())
+    assert sorted(partition for topics in after.values() for partition in topics["planes"]) == list(range(6))
+
+
+async def test_a_member_that_has_not_the_new_table_yet_accepts_its_assignment() -> None:
+    """aiokafka asserts that nobody is given a topic that it did not subscribe to."""
+    during = assign(Cluster(flights=2, planes=2), {"m1": "a", "m2": "b"}, ["flights"], {"b": ["planes"]})
+    subscriptions = SubscriptionState()
+    subscriptions.subscribe({"flights"})
+    subscriptions.assign_from_subscribed(
+        {TopicPartition(topic, partition) for topic, partitions in during["m1"].items() for partition in partitions}
+    )
+
+
+def test_partitions_that_wait_for_an_update_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    assign(Cluster(flights=2, planes=2), {"m1": "a", "m2": "b"}, ["flights"], {"b": ["planes"]})
+    assert "planes[0]" in caplog.text
