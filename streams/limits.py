@@ -40,7 +40,9 @@ QUERY_NODES_MAX = 5_000
 QUERY_DEPTH_MAX = 64
 QUERY_SOURCES_MAX = 64
 #: How many times larger than a stored value a value that a query builds may become.
-QUERY_GROWTH_MAX = 4_096
+QUERY_GROWTH_MAX = 1_024
+#: The same, over all values that its expressions build.
+QUERY_GROWTH_TOTAL_MAX = 4 * QUERY_GROWTH_MAX
 #: Characters of one text among a query's parameters.
 QUERY_PARAM_CHARS_MAX = QUERY_SQL_CHARS_MAX
 

@@ -264,6 +264,58 @@ BOMBS = {
     "too long": "SELECT 1 -- " + "x" * 20_000,
 }
 
+_TEXT = "A" * 20_000
+
+#: Statement and parameters: harmless with short values, gigabytes with these.
+PARAMETER_BOMBS: dict[str, tuple[str, list[object] | dict[str, object]]] = {
+    "a long replacement, replaced again": (
+        "SELECT max(length(replace(replace(replace(carrier, 'A', $1), 'A', 'AAAAAAAAAA'), 'A', 'AAAAA'))) FROM flights",
+        [_TEXT],
+    ),
+    "two replacements": (
+        "SELECT max(length(replace(replace(carrier, 'A', $1), 'A', $2))) FROM flights",
+        [_TEXT, "A" * 300],
+    ),
+    "a replacement in disguise": ("SELECT max(length(replace(carrier, 'A', upper($1)))) FROM flights", [_TEXT]),
+    "a replacement with a pattern": ("SELECT regexp_replace(carrier, 'A', $1, 'g') FROM flights", [_TEXT]),
+    "one text many times": (
+        "SELECT max(length(concat(carrier, " + ", ".join(["$1"] * 100) + "))) FROM flights",
+        [_TEXT],
+    ),
+    "one text in many expressions": (
+        "SELECT " + ", ".join(f"max(length($1 || carrier || {n}))" for n in range(20)) + " FROM flights",
+        [_TEXT],
+    ),
+    "many texts of medium length": (
+        "SELECT concat(" + ", ".join(f"$p{n}" for n in range(50)) + ", carrier) FROM flights",
+        {f"p{n}": "A" * 2_000 for n in range(50)},
+    ),
+    "one text in a list": ("SELECT ARRAY[carrier, " + ", ".join(["$1"] * 60) + "] FROM flights", [_TEXT]),
+    "a long separator": ("SELECT string_agg(carrier, $1) FROM flights", [_TEXT]),
+    "a separator of concat_ws": ("SELECT concat_ws($1, carrier, carrier, carrier) FROM flights", [_TEXT]),
+    "a long list, once a row": ("SELECT list_append($1, id) FROM flights", [list(range(100_000))]),
+    "a long list of a long list": ("SELECT list_slice($1, 1, id) FROM flights", [[list(range(100_000))]]),
+    "a text hidden in a list": ("SELECT replace(carrier, 'A', unnest($1)) FROM flights", [[_TEXT]]),
+    "a text hidden in an object": (
+        "SELECT to_json($1) || carrier || to_json($1) FROM flights",
+        [{"a": _TEXT, "b": _TEXT}],
+    ),
+}
+
+#: Long parameters that are only looked at cost one copy, and stay allowed.
+USEFUL_WITH_PARAMETERS: list[tuple[str, list[object] | dict[str, object]]] = [
+    ("SELECT count(*) FROM flights WHERE id IN (SELECT unnest($1))", [list(range(50_000))]),
+    ("SELECT count(*) FROM flights WHERE id = ANY($ids::BIGINT[])", {"ids": list(range(50_000))}),
+    ("SELECT count(*) FROM flights WHERE list_contains($1::BIGINT[], id)", [list(range(50_000))]),
+    ("SELECT count(*) FROM flights WHERE id IN $1", [list(range(50_000))]),
+    ("WITH wanted AS (SELECT unnest($1) AS carrier) FROM flights SEMI JOIN wanted USING (carrier)", [["AA"] * 5_000]),
+    ("SELECT count(*) FROM flights WHERE carrier = $1 OR (extra->>'note') = $1 OR starts_with($1, carrier)", [_TEXT]),
+    (
+        "SELECT $1 || carrier, concat($2, '-', carrier), replace(carrier, $3, $4) FROM flights",
+        ["a" * 500, 7, "A", "B" * 100],
+    ),
+]
+
 USEFUL = """
 SELECT 1
 SELECT 1 + 1 AS two, 'text' AS t, TRUE AS yes, NULL AS nothing

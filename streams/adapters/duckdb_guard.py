@@ -2,7 +2,8 @@
 
 DuckDB parses the text (`json_serialize_sql`), `duckdb_inspection` walks the tree. The type of a statement proves
 nothing: DuckDB reports SELECT for reads of files, settings and other schemas too. Called by `duckdb_queries` before
-anything is executed; what passed once is remembered, so that a repeated statement costs only its parameters' check.
+anything is executed; what passed once is remembered, so that a repeated statement with parameters of similar size costs
+only their check.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import JsonValue
 
 from schemas.catalog import Catalog
 from schemas.messages import RefusalCode
+from streams.adapters.duckdb_growth import ParameterSize, sizes_of
 from streams.adapters.duckdb_inspection import Inspection, Node, only, refuse, too_complex
 from streams.adapters.duckdb_patterns import Pattern
 from streams.errors import QueryRefusedError
@@ -50,20 +52,20 @@ class QueryGuard:
 
     def check(self, sql: str, params: list[JsonValue] | dict[str, JsonValue]) -> GuardedQuery:
         """Raises QueryRefusedError that names the construct and what to use instead."""
-        query = self._inspected(sql)
         given = params if isinstance(params, dict) else {str(n): value for n, value in enumerate(params, start=1)}
+        query = self._inspected(sql, frozenset(sizes_of(given).items()))
         _check_params(query.parameters, given)
         for pattern in query.patterns:
             if fault := pattern.fault(given):
                 _refuse_params(fault)
         return query
 
-    def _inspect(self, sql: str) -> GuardedQuery:
+    def _inspect(self, sql: str, sizes: frozenset[tuple[str, ParameterSize]]) -> GuardedQuery:
         if len(sql) > QUERY_SQL_CHARS_MAX:
             refuse(
                 f"the statement has {len(sql)} characters; {QUERY_SQL_CHARS_MAX} are allowed", "pass values as params"
             )
-        inspection = Inspection(self._catalog)
+        inspection = Inspection(self._catalog, dict(sizes))
         inspection.query(self._parse(sql), {}, 1)
         tables = tuple(sorted(inspection.tables))
         columns = (f"{name}({', '.join(self._catalog.by_name(name).column_names)})" for name in tables)

@@ -4,7 +4,8 @@ Every field of every node must be one that this file knows, so that syntax which
 somebody has looked at it. Tables are unqualified names of the catalog, or of a CTE in scope; a CTE sees only earlier
 ones, as in DuckDB. Called by `duckdb_guard`.
 
-Each method returns a growth: how many times larger than a stored value the values may be that the node yields.
+Each method returns a growth: how many times larger than a stored value the values may be that the node yields
+(`duckdb_growth`).
 """
 
 from __future__ import annotations
@@ -29,9 +30,16 @@ from streams.adapters.duckdb_dialect import (
     Growth,
     names,
 )
+from streams.adapters.duckdb_growth import ParameterSize, grown, growth_of, leaf_of
 from streams.adapters.duckdb_patterns import Pattern, pattern_of, takes_pattern
 from streams.errors import QueryRefusedError
-from streams.limits import QUERY_DEPTH_MAX, QUERY_GROWTH_MAX, QUERY_NODES_MAX, QUERY_SOURCES_MAX
+from streams.limits import (
+    QUERY_DEPTH_MAX,
+    QUERY_GROWTH_MAX,
+    QUERY_GROWTH_TOTAL_MAX,
+    QUERY_NODES_MAX,
+    QUERY_SOURCES_MAX,
+)
 
 Node = dict[str, Any]
 #: CTE name, in lower case -> growth of its values.
@@ -47,10 +55,10 @@ _WINDOW_FIELDS = names("""
     function_name schema children partitions orders start end start_expr end_expr offset_expr default_expr ignore_nulls
     filter_expr exclude_clause distinct arg_orders
 """)
-#: A text literal counts once per so many characters.
-_LITERAL_CHARS = 64
-_PARAMETER_GROWTH = 8
-_SPREAD = 16
+#: Nodes that make new values; the others pass on what is there.
+_BUILDING = frozenset(("FUNCTION", "WINDOW", "OPERATOR", "CASE", "CAST"))
+#: Operators that yield a boolean, whatever they look at.
+_DECIDING = names("OPERATOR_NOT OPERATOR_IS_NULL OPERATOR_IS_NOT_NULL COMPARE_IN COMPARE_NOT_IN")
 _ANYWHERE = frozenset(("class", "type", "alias", "query_location"))
 #: What DuckDB writes where it knows no place.
 _NO_LOCATION = 2**64 - 1
@@ -82,12 +90,15 @@ class Inspection:
     """One walk over a syntax tree. Methods return the growth of the values that the node yields."""
 
     catalog: Catalog
+    #: Of the parameters whose values are known.
+    sizes: Mapping[str, ParameterSize] = field(default_factory=dict)
     tables: set[str] = field(default_factory=set)
     parameters: set[str] = field(default_factory=set)
     patterns: list[Pattern] = field(default_factory=list)
     nodes: int = 0
     depth: int = 0
     sources: int = 0
+    built: int = 0
 
     def __post_init__(self) -> None:
         self._by_lower_name = {table.name.lower(): table for table in self.catalog.tables}
@@ -247,10 +258,18 @@ class Inspection:
         if handler is None:
             refuse_construct(_readable(node["class"]), node)
         growth = handler(self, node, frame)
-        if growth > QUERY_GROWTH_MAX:
-            too_complex("it builds values many thousand times larger than what is stored")
+        if leaf_of(node) is None:
+            self._check_growth(node, growth)
         self.depth -= 1
         return growth
+
+    def _check_growth(self, node: Node, growth: int) -> None:
+        if growth > QUERY_GROWTH_MAX:
+            too_complex("it builds values a thousand times larger than what is stored; long parameters count")
+        if node["class"] in _BUILDING:
+            self.built += growth - 1
+        if self.built > QUERY_GROWTH_TOTAL_MAX:
+            too_complex("together its expressions build values thousands of times larger than what is stored")
 
     def _enter(self) -> None:
         self.nodes += 1
@@ -274,13 +293,16 @@ class Inspection:
         only(node, ("value",), "literal")
         only(node["value"], ("type", "is_null", "value"), "literal")
         value = node["value"].get("value")
-        return 1 + len(value) // _LITERAL_CHARS if isinstance(value, str) else 1
+        return growth_of(len(value)) if isinstance(value, str) else 1
 
     def _parameter(self, node: Node, frame: Frame) -> int:
         del frame
         only(node, ("identifier",), "parameter")
         self.parameters.add(node["identifier"])
-        return _PARAMETER_GROWTH
+        return growth_of(self._size(node).chars)
+
+    def _size(self, parameter: Node) -> ParameterSize:
+        return self.sizes.get(parameter["identifier"], ParameterSize())
 
     def _column(self, node: Node, frame: Frame) -> int:
         only(node, ("column_names",), "column")
@@ -309,7 +331,12 @@ class Inspection:
             self._expression(node["filter"], frame)
         if "order_bys" in node:
             self._orders(node["order_bys"], frame)
-        return _grown(growth, [self._expression(child, frame) for child in node.get("children", ())], node)
+        arguments = [self._expression(child, frame) for child in node.get("children", ())]
+        if name == "unnest" and arguments:
+            listed = leaf_of(node["children"][0])
+            if listed is not None and listed["class"] == "PARAMETER":
+                return growth_of(self._size(listed).element_chars)
+        return grown(growth, arguments, node)
 
     def _pattern(self, node: Node, name: str) -> None:
         arguments = node.get("children", ())
@@ -350,7 +377,7 @@ class Inspection:
             if part in node:
                 self._expression(node[part], frame)
         children = [*node.get("children", ()), *([node["default_expr"]] if "default_expr" in node else [])]
-        return _grown(growth, [self._expression(child, frame) for child in children], node)
+        return grown(growth, [self._expression(child, frame) for child in children], {**node, "children": children})
 
     def _cast(self, node: Node, frame: Frame) -> int:
         only(node, ("child", "cast_type", "try_cast"), "CAST")
@@ -413,7 +440,9 @@ class Inspection:
             refuse_construct(_readable(kind), node)
         only(node, ("children",), _readable(kind))
         growths = [self._expression(child, frame) for child in node.get("children", ())]
-        return _grown(Growth.SPREAD if kind == "ARRAY_CONSTRUCTOR" else Growth.LARGEST, growths, node)
+        if kind in _DECIDING:
+            return 1
+        return grown(Growth.SPREAD if kind == "ARRAY_CONSTRUCTOR" else Growth.LARGEST, growths, node)
 
     def _collate(self, node: Node, frame: Frame) -> int:
         only(node, ("child", "collation"), "COLLATE")
@@ -456,24 +485,6 @@ _EXPRESSIONS: dict[str, Callable[[Inspection, Node, Frame], int]] = {
     "LAMBDA": Inspection._arrow,
     "SUBQUERY": Inspection._subquery,
 }
-
-
-def _grown(growth: Growth, arguments: list[int], node: Node) -> int:
-    """The growth of a result from the growth of the arguments."""
-    match growth:
-        case Growth.FIXED:
-            return 1
-        case Growth.LARGEST:
-            return max(arguments, default=1)
-        case Growth.TOGETHER:
-            separators = arguments[0] * len(arguments) if node.get("function_name", "").lower() == "concat_ws" else 0
-            return sum(arguments) * (1 if node.get("function_name") == "||" else 2) + separators
-        case Growth.PRODUCT:
-            texts = (child.get("value", {}).get("value") for child in node.get("children", ()))
-            lengths = [len(text) if isinstance(text, str) else _SPREAD for text in texts]
-            return arguments[0] * max(1, *lengths[1:]) if len(arguments) > 1 else arguments[0]
-        case Growth.SPREAD:
-            return max(arguments, default=1) * _SPREAD
 
 
 def only(node: Node, known: Iterable[str], construct: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import duckdb
 import pytest
+from pydantic import JsonValue
 
 from schemas.messages import QueryRequest, RefusalCode
 from streams.adapters.duckdb_dialect import FUNCTIONS
@@ -13,7 +14,7 @@ from streams.adapters.duckdb_guard import QueryGuard
 from streams.adapters.duckdb_queries import DuckDBQueries
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.errors import QueryRefusedError
-from tests.query_corpus import BOMBS, HOSTILE, USEFUL
+from tests.query_corpus import BOMBS, HOSTILE, PARAMETER_BOMBS, USEFUL, USEFUL_WITH_PARAMETERS
 from tests.query_store import CATALOG, PARTITIONS, filled_store
 
 #: What a hostile statement may be told. Reaching DuckDB's binder is not among it.
@@ -39,7 +40,7 @@ def refusal(guard: QueryGuard, sql: str) -> QueryRefusedError:
 
 
 def test_the_corpus_is_as_large_as_promised() -> None:
-    assert len(set(HOSTILE)) + len(BOMBS) >= 100
+    assert len(set(HOSTILE)) + len(BOMBS) + len(PARAMETER_BOMBS) >= 120
     assert len(set(USEFUL)) >= 60
 
 
@@ -54,6 +55,34 @@ def test_hostile_statements_are_refused_before_anything_runs(guard: QueryGuard, 
 @pytest.mark.parametrize("sql", BOMBS.values(), ids=BOMBS.keys())
 def test_small_texts_that_build_huge_things_are_refused(guard: QueryGuard, sql: str) -> None:
     assert refusal(guard, sql).code in REFUSED_BEFORE_EXECUTION
+
+
+@pytest.mark.parametrize(("sql", "params"), PARAMETER_BOMBS.values(), ids=PARAMETER_BOMBS.keys())
+def test_long_parameters_that_build_huge_things_are_refused(
+    guard: QueryGuard, sql: str, params: list[JsonValue]
+) -> None:
+    with pytest.raises(QueryRefusedError) as caught:
+        guard.check(sql, params)
+    assert caught.value.code == RefusalCode.NOT_ALLOWED
+    assert "too complex" in caught.value.message
+
+
+def test_a_statement_that_passed_with_short_parameters_is_checked_again_with_long_ones(guard: QueryGuard) -> None:
+    sql = "SELECT replace(carrier, 'A', $1) FROM flights"
+    guard.check(sql, ["B"])
+    with pytest.raises(QueryRefusedError, match="long parameters"):
+        guard.check(sql, ["B" * 20_000])
+
+
+@pytest.mark.parametrize(("sql", "params"), USEFUL_WITH_PARAMETERS)
+def test_long_parameters_that_are_only_looked_at_are_accepted(
+    store: DuckDBStore, sql: str, params: list[JsonValue]
+) -> None:
+    request = QueryRequest(id="1", sql=sql, params=params)
+    queries = DuckDBQueries(store, CATALOG)
+    assert queries.prepare(
+        request, partition=None, scope=frozenset(range(PARTITIONS)), rows_max=10_000, bytes_max=1_000_000
+    ).run()
 
 
 @pytest.mark.parametrize("sql", USEFUL)
