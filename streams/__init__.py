@@ -6,5 +6,5 @@ Map (imports point downwards only)
     adapters/                    one technology each: duckdb_*, redis_*, kafka_*, clickhouse_*, memory_*
     ports.py                     the contracts between processes and adapters
     config.py, telemetry.py, retry.py             plumbing
-    batches.py, positions.py, errors.py, limits.py  vocabulary
+    batches.py, positions.py, errors.py, limits.py, urls.py  vocabulary
 """

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from streams.errors import ConfigurationError
@@ -21,18 +22,24 @@ from streams.limits import (
     QUERY_ANSWER_BYTES_MAX,
     QUERY_ROWS_MAX,
 )
+from streams.urls import parse_url, redacted
 
 ENVIRONMENT_PREFIX = "PINTAIL_"
 SETTINGS_FILE = Path("pintail.toml")
 #: Written by `pintail dev`, below the data directory: the addresses of the running local stack.
 STACK_FILE_NAME = "stack.json"
+#: Settings that are URLs, which may hold a password -> how to write one, and with which schemes.
+URL_SETTINGS = {
+    "redis": ("redis://:password@host:6379/0", ("redis", "rediss", "unix")),
+    "clickhouse": ("http://user:password@host:8123/database", ("http", "https")),
+}
 PACKAGED_TABLES = Path(__file__).resolve().parent.parent / "schemas" / "tables"
 
 
 class Settings(BaseSettings):
     """Everything that can be configured. Durations carry their unit in the name."""
 
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, extra="forbid", hide_input_in_errors=True)
 
     # Where things are
     kafka: str = Field(default="", description="Bootstrap servers, host:port, several with commas")
@@ -137,8 +144,9 @@ class Settings(BaseSettings):
     def _kafka_is_host_port(cls, servers: str) -> str:
         for server in filter(None, servers.split(",")):
             host, _, port = server.strip().rpartition(":")
-            if not host or not port.isdigit():
-                raise ValueError(f"{server!r} is not host:port")
+            if not host or not port.isdigit() or "@" in host:
+                shown = "what it names" if "@" in server else repr(server)
+                raise ValueError(f"{shown} is not host:port")
         return servers
 
     @field_validator("schema_registry")
@@ -150,6 +158,24 @@ class Settings(BaseSettings):
         if "@" in parts.netloc:
             raise ValueError("must not name a user: set PINTAIL_SCHEMA_REGISTRY_USERNAME and _PASSWORD instead")
         return url
+
+    @field_validator(*URL_SETTINGS)
+    @classmethod
+    def _is_a_url(cls, url: str, info: ValidationInfo) -> str:
+        assert info.field_name is not None
+        example, schemes = URL_SETTINGS[info.field_name]
+        if url:
+            parse_url(url, schemes=schemes, example=example)
+        return url
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """What `repr` and `str` show: no secrets."""
+        return ((name, self.shown(name)) for name in type(self).model_fields)
+
+    def shown(self, name: str) -> Any:
+        """The value of a setting, fit to be shown."""
+        value = getattr(self, name)
+        return redacted(value) if name in URL_SETTINGS else value
 
     @property
     def query_topic(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import clickhouse_connect
 import lz4.frame
@@ -26,8 +26,10 @@ from clickhouse_connect.driver.httputil import get_pool_manager
 from schemas.catalog import Catalog
 from schemas.clickhouse_ddl import create_table_sql, expected_columns, migration_sql, quote
 from schemas.table import TableDefinition
+from streams.config import URL_SETTINGS
 from streams.errors import ClickHouseShapeError, ConfigurationError, SinkError, SinkRejectedError, SinkUnavailableError
 from streams.positions import OffsetRange, TopicPartition
+from streams.urls import ESCAPES, parse_url, redacted
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +60,15 @@ class ClickHouseSink:
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         """`url` is http[s]://[user:password@]host:port[/database]. Raises ConfigurationError."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        example, schemes = URL_SETTINGS["clickhouse"]
+        try:
+            parts = parse_url(url, schemes=schemes, example=example)
+        except ValueError:
+            parts = None
+        if parts is None or not parts.hostname or parts.query:
             raise ConfigurationError(
-                "PINTAIL_CLICKHOUSE is not the URL of ClickHouse's HTTP interface",
-                hint="write http://[user:password@]host:8123[/database]",
+                f"PINTAIL_CLICKHOUSE is not the URL of ClickHouse's HTTP interface: {redacted(url)}",
+                hint=f"write {example}; {ESCAPES}",
             )
         self.database = unquote(parts.path.strip("/")) or "default"
         self._address = f"{parts.hostname}:{parts.port or (8443 if parts.scheme == 'https' else 8123)}"

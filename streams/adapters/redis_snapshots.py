@@ -36,8 +36,8 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from streams.config import Settings
-from streams.errors import SnapshotError, SnapshotStoreUnavailableError, SnapshotStoreUnsafeError
+from streams.config import URL_SETTINGS, Settings
+from streams.errors import ConfigurationError, SnapshotError, SnapshotStoreUnavailableError, SnapshotStoreUnsafeError
 from streams.limits import REDIS_VALUE_BYTES_MAX
 from streams.ports_snapshots import (
     BLOCK_GRACE_SECONDS,
@@ -46,6 +46,7 @@ from streams.ports_snapshots import (
     fenced_by_version,
     version_not_found,
 )
+from streams.urls import ESCAPES, parse_url, redacted
 
 #: Blocks per pipeline: 4 MiB in flight.
 PIPELINE_BLOCKS = 16
@@ -130,14 +131,24 @@ class RedisSnapshotRepository:
         block_grace_seconds: float = BLOCK_GRACE_SECONDS,
         timeout_seconds: float = 5.0,
     ) -> None:
-        self._redis = Redis.from_url(
-            url,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=min(2.0, timeout_seconds),
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=1),
-        )
+        """`url` is redis[s]://[[user]:password@]host:port[/db] or unix://[[user]:password@]/path. Raises
+        ConfigurationError."""
         #: The URL without its password, for messages.
-        self._where = re.sub(r"//[^@/]*@", "//***@", url)
+        self._where = redacted(url)
+        example, schemes = URL_SETTINGS["redis"]
+        try:
+            parse_url(url, schemes=schemes, example=example)
+            self._redis = Redis.from_url(
+                url,
+                socket_timeout=timeout_seconds,
+                socket_connect_timeout=min(2.0, timeout_seconds),
+                retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=1),
+            )
+        except ValueError:  # of the driver too, whose message may quote from the query
+            raise ConfigurationError(
+                f"PINTAIL_REDIS cannot be used: {self._where}",
+                hint=f"write {example}; {ESCAPES}",
+            ) from None
         self._application = application
         self._unsafe_allowed = unsafe_allowed
         self._grace_ms = round(block_grace_seconds * 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from streams.config import ENVIRONMENT_PREFIX, Settings, load_settings
 
@@ -19,6 +20,6 @@ def register(app: typer.Typer) -> None:
         table = Table("variable", "value", "meaning", box=None)
         for name, field in Settings.model_fields.items():
             changed = getattr(settings, name) != field.default
-            value = f"[bold]{getattr(settings, name)}[/bold]" if changed else str(getattr(settings, name))
+            value = Text(str(settings.shown(name)), style="bold" if changed else "")
             table.add_row(f"{ENVIRONMENT_PREFIX}{name.upper()}", value, field.description or "")
         Console().print(table)

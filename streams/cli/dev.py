@@ -15,18 +15,18 @@ from pathlib import Path
 from shlex import quote
 from types import FrameType
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
 from schemas.catalog import Catalog, load_catalog
 from streams.adapters.kafka_topics import topics_of
-from streams.config import ENVIRONMENT_PREFIX, Settings, load_settings
+from streams.config import ENVIRONMENT_PREFIX, URL_SETTINGS, Settings, load_settings
 from streams.errors import ConfigurationError
 from streams.localstack.memory_broker import LIMITS
 from streams.localstack.processes import ProcessState
 from streams.localstack.stack import SERVICES, LocalStack, StackOptions
+from streams.urls import redacted
 
 
 class Broker(StrEnum):
@@ -122,7 +122,10 @@ class _Progress:
 
 def _say_what_is_there(console: Console, stack: LocalStack, settings: Settings, catalog: Catalog) -> None:
     lines = ["", "Pintail is ready." if stack.has_workers else "The servers are ready."]
-    lines += [f"  {name:<12}{without_password(address)}" for name, address in stack.addresses.items()]
+    lines += [
+        f"  {name:<12}{redacted(address) if name in URL_SETTINGS else address}"
+        for name, address in stack.addresses.items()
+    ]
     for name, process in stack.processes.items():
         if name not in SERVICES:
             lines.append(f"  {name:<12}http://127.0.0.1:{process.specification.port}/metrics")
@@ -137,14 +140,6 @@ def _say_what_is_there(console: Console, stack: LocalStack, settings: Settings, 
         lines.append(f'  {prefix}pintail query "SELECT count(*) FROM {catalog.tables[0].name}"')
     lines += [f"  kcat -b {stack.addresses['kafka']} -L", "", "Ctrl-C stops everything; the data stays."]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
-
-
-def without_password(address: str) -> str:
-    """An address fit to be shown."""
-    parts = urlsplit(address)
-    if "@" not in parts.netloc:
-        return address
-    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextmanager

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
-from streams.config import STACK_FILE_NAME, load_settings
+from streams.adapters.clickhouse_sink import ClickHouseSink
+from streams.adapters.redis_snapshots import RedisSnapshotRepository
+from streams.cli.main import app as application
+from streams.config import STACK_FILE_NAME, Settings, load_settings
 from streams.errors import ConfigurationError
+from streams.urls import redacted
 
 KEY = "ab" * 32
 
@@ -76,3 +83,89 @@ def test_secrets_never_print() -> None:
     assert KEY not in repr(settings)
     assert "hunter2" not in repr(settings)
     assert KEY not in str(settings)
+
+
+SECRET_URLS = [
+    "redis://:hunter2@host:6379/0",
+    "redis://user:hunter2@host:6379/0",
+    "redis://:%40hunter2@[::1]:6379/0",
+    "redis://:hunter2@secret2@host:6379/0",
+    "redis://host:6379/0?password=hunter2",
+    "unix:///run/redis.sock?password=hunter2&db=1",
+    "unix://:hunter2@/run/redis.sock",
+    "http://user:hunter2@host:8123/database",
+]
+BROKEN_URLS = [
+    "redis://:hunter2#secret2@host:6379/0",
+    "redis://:hunter2/secret2@host:6379/0",
+    "redis://:hunter2?secret2@host:6379/0",
+    "redis://host:6379/0?password=hunter2@secret2",
+    "redis://host:6379/0?password=hunter2#secret2",
+    "redis://:hunter2",
+    "redis://:hunter2@host:secret2/0",
+    "redis://:hunter2@ho st/0",
+    "redis://:hunter2@[::1/0",
+    "user:hunter2@host:6379",
+    "hunter2",
+    "http://:hunter2@host:6379",
+]
+
+
+@pytest.mark.parametrize("url", [*SECRET_URLS, *BROKEN_URLS])
+def test_a_url_is_shown_without_what_is_secret(url: str) -> None:
+    shown = redacted(url)
+    assert "hunter2" not in shown
+    assert "secret2" not in shown
+
+
+def test_a_url_without_secrets_is_shown_whole() -> None:
+    for url in ("", "redis://host:6379/0", "redis://[::1]:6379/0", "unix:///run/redis.sock", "https://host/database"):
+        assert redacted(url) == url
+    assert redacted("redis://:pass@host:6379/0") == "redis://***@host:6379/0"
+
+
+@pytest.mark.parametrize("url", SECRET_URLS)
+def test_passwords_in_urls_never_print(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "clickhouse" if url.startswith("http") else "redis"
+    monkeypatch.setenv(f"PINTAIL_{name.upper()}", url)
+    settings = load_settings()
+    assert getattr(settings, name) == url
+    command = CliRunner().invoke(application, ["config"])
+    assert command.exit_code == 0
+    for text in (repr(settings), str(settings), command.output):
+        assert "hunter2" not in text
+        assert "secret2" not in text
+
+
+@pytest.mark.parametrize("url", BROKEN_URLS)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PINTAIL_REDIS", url)
+    with pytest.raises(ConfigurationError) as failure:
+        load_settings()
+    with pytest.raises(ValidationError) as unwrapped:
+        Settings()
+    with pytest.raises(ConfigurationError) as repository:
+        RedisSnapshotRepository(url, application="pintail")
+    for error in (failure, unwrapped, repository):
+        assert "%23" in str(error.value)
+        assert "PINTAIL_REDIS" in str(error.value) or "redis" in str(error.value)
+        shown = "".join(traceback.format_exception(error.value))
+        assert "hunter2" not in shown
+        assert "secret2" not in shown
+
+
+@pytest.mark.parametrize(
+    "url", ["http://u:hunter2#secret2@h:8123/d", "http://u:hunter2/x@h:8123/d", "http://h:8123/d?password=hunter2"]
+)
+def test_a_clickhouse_url_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as failure:
+        ClickHouseSink(url)
+    assert "%23" in failure.value.hint
+    assert "hunter2" not in "".join(traceback.format_exception(failure.value))
+
+
+def test_credentials_among_the_brokers_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PINTAIL_KAFKA", "user:hunter2@host:9092")
+    with pytest.raises(ConfigurationError, match="PINTAIL_KAFKA") as failure:
+        load_settings()
+    assert "hunter2" not in str(failure.value)
