@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from agents.app import PintailApp, record_decoder
+from agents.open_requests import OpenRequests
 from schemas.catalog import load_catalog
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
@@ -24,10 +25,13 @@ from streams.processes.answering import IncomingRequest, QueryService
 from streams.processes.hosting import HostingParts, PartitionHost
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
+from streams.retry import Backoff, retrying
 
 logger = logging.getLogger(__name__)
 
 RETENTION_SWEEP_SECONDS = 60.0
+#: How long revoked partitions wait for the replies under way, so that their new owner does not answer them again.
+LAST_REPLIES_SECONDS_MAX = 1.0
 
 
 class StoreOwner:
@@ -37,7 +41,7 @@ class StoreOwner:
         self._app = app
         self._host = host
         self._query_topic = query_topic
-        self._asked: dict[TopicPartition, int] = {}
+        self.requests = OpenRequests({})
 
     async def on_assigned(self, assigned: Collection[TopicPartition], generation: int) -> Mapping[TopicPartition, int]:
         """Partitions recover in the background; requests are read at once, since each deserves at least a refusal."""
@@ -45,19 +49,16 @@ class StoreOwner:
         await self._host.assign({tp.partition for tp in assigned if tp.topic != self._query_topic})
         requests = [tp for tp in assigned if tp.topic == self._query_topic]
         marks = await self._app.log_reader.watermarks(requests)
-        self._asked = {}
+        positions = {}
         for tp in requests:
             committed = await self._app.log_reader.committed_record(tp)
-            self._asked[tp] = min(max(committed[0] if committed else 0, marks[tp].low), marks[tp].high)
-        return dict(self._asked)
-
-    def asked(self, batch: RecordBatch) -> None:
-        """The requests of this batch are in hand."""
-        self._asked[batch.topic_partition] = batch.next_offset
+            positions[tp] = min(max(committed[0] if committed else 0, marks[tp].low), marks[tp].high)
+        self.requests = OpenRequests(positions)
+        return positions
 
     def committable(self) -> Mapping[TopicPartition, int]:
         """See agents.transport.PartitionOwner."""
-        return {**self._host.committable(), **self._asked}
+        return {**self._host.committable(), **self.requests.positions()}
 
     def on_out_of_range(self, topic_partition: TopicPartition) -> None:
         """See agents.transport.PartitionOwner."""
@@ -113,8 +114,9 @@ def store_app(settings: Settings) -> PintailApp:
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
     async def let_go(app: Any, revoked: Collection[Any], **_: Any) -> None:
-        del app
         await host.revoke({tp.partition for tp in revoked})
+        await owner.requests.wait_until_replied(LAST_REPLIES_SECONDS_MAX)
+        await app.log_reader.commit()
 
     @app.agent(app.batches_of(*catalog.topics), name="write")  # type: ignore[untyped-decorator]
     async def write(batches: Any) -> None:
@@ -127,20 +129,21 @@ def store_app(settings: Settings) -> PintailApp:
         """Answers each request in a task of its own: a slow one never holds up the next."""
         answering: set[asyncio.Task[None]] = set()
         async for batch in batches:
+            owner.requests.read(batch)
             for request in requests_of(batch):
-                task = asyncio.create_task(answer(request))
+                task = asyncio.create_task(answer(request, owner.requests, batch.topic_partition))
                 answering.add(task)
                 task.add_done_callback(answering.discard)
-            owner.asked(batch)
 
-    async def answer(request: IncomingRequest) -> None:
+    async def answer(request: IncomingRequest, requests: OpenRequests, source: TopicPartition) -> None:
         reply = await queries.answer(request)
         if isinstance(reply, DeadLetter):
-            await dead_letters.park([reply])
+            await retrying(lambda: dead_letters.park([reply]), what="parking a request", backoff=Backoff())
         else:
             await replies.send(
                 reply.topic, value=reply.value, key=reply.key, partition=reply.partition, headers=reply.headers
             )
+        requests.replied(source, request.offset)
 
     @app.timer(settings.snapshot_interval_seconds)  # type: ignore[untyped-decorator]
     async def snapshot() -> None:

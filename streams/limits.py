@@ -43,6 +43,9 @@ QUERY_SOURCES_MAX = 64
 QUERY_GROWTH_MAX = 1_024
 #: The same, over all values that its expressions build.
 QUERY_GROWTH_TOTAL_MAX = 4 * QUERY_GROWTH_MAX
+#: Characters that a refusal's message and hint have at most, and of a text of the asker's that they quote.
+REFUSAL_TEXT_CHARS_MAX = 2_000
+REFUSAL_QUOTE_CHARS_MAX = 200
 #: Characters of one text among a query's parameters.
 QUERY_PARAM_CHARS_MAX = QUERY_SQL_CHARS_MAX
 
@@ -50,4 +53,5 @@ assert TRANSACTION_BYTES_MAX <= INGEST_BUFFER_BYTES_MAX
 assert RECORD_BYTES_MAX <= DEAD_LETTER_BYTES_MAX
 assert DEAD_LETTER_TRUNCATED_BYTES < DEAD_LETTER_BYTES_MAX
 assert QUERY_ANSWER_BYTES_MAX < MIB  # Kafka's default message.max.bytes, with room for headers
+assert REFUSAL_QUOTE_CHARS_MAX < REFUSAL_TEXT_CHARS_MAX
 assert QUERY_DEADLINE_MS_DEFAULT <= QUERY_DEADLINE_MS_MAX

@@ -1,4 +1,5 @@
-"""Answering: one record of the query topic in, exactly one reply or one dead letter out (invariant 9).
+"""Answering: one record of the query topic in, exactly one reply or one dead letter out (invariant 9). What is read
+again after a crash is answered again (`agents.open_requests`).
 
 Only partitions that are SERVING on this worker answer, and each answer states the offsets and epochs it reflects
 (invariant 3). The steps of `QueryService.answer` are the order of the checks: who could be told, is it a request, is
@@ -43,6 +44,8 @@ from streams.limits import (
     QUERY_DEADLINE_MS_DEFAULT,
     QUERY_DEADLINE_MS_MAX,
     QUERY_IN_FLIGHT_MAX,
+    REFUSAL_QUOTE_CHARS_MAX,
+    REFUSAL_TEXT_CHARS_MAX,
 )
 from streams.ports import DeadLetter, ParkReason, ServingState
 from streams.positions import TopicPartition
@@ -120,11 +123,11 @@ class QueryService:
         try:
             envelope = read_envelope(incoming.value, incoming.headers)
         except RequestError as error:
-            return self._dead_letter(incoming, str(error))
+            return self._dead_letter(incoming, _cut(str(error), REFUSAL_TEXT_CHARS_MAX))
         if envelope.reply_to is None:
             return self._dead_letter(incoming, "nowhere to reply: neither the field nor the header reply_to is set")
         if fault := self._reply_topic_fault(envelope.reply_to):
-            return self._dead_letter(incoming, f"{RefusalCode.BAD_REPLY_TO}: {envelope.reply_to!r} {fault}")
+            return self._dead_letter(incoming, f"{RefusalCode.BAD_REPLY_TO}: {_quoted(envelope.reply_to)} {fault}")
         with telemetry.QUERY_SECONDS.time():
             return await self._answer_or_refuse(envelope, incoming)
 
@@ -228,7 +231,7 @@ class QueryService:
             raise _not_serving(f"partition {arrived_at} is recovering on this worker")
         if owning is not None:
             raise QueryRefusedError(
-                f"key {key!r} belongs to partition {owning}, which this worker does not serve",
+                f"key {_quoted(key or '')} belongs to partition {owning}, which this worker does not serve",
                 code=RefusalCode.WRONG_PARTITION,
                 hint=f"send the request to partition {owning} of {self._settings.query_topic}",
                 retriable=True,
@@ -246,7 +249,7 @@ class QueryService:
         for topic, positions in accepted.request.at_least.items():
             if topic not in self._catalog.by_topic:
                 raise QueryRefusedError(
-                    f"at_least names topic {topic!r}, which belongs to no table",
+                    f"at_least names topic {_quoted(topic)}, which belongs to no table",
                     code=RefusalCode.UNKNOWN_TABLE,
                     hint=f"topics of tables: {', '.join(self._catalog.topics)}",
                 )
@@ -390,8 +393,8 @@ def _refusal_reply(envelope: RequestEnvelope, error: QueryRefusedError) -> Reply
     refusal = Refusal(
         id=envelope.id,
         code=RefusalCode(error.code),
-        message=error.message,
-        hint=error.hint,
+        message=_cut(error.message, REFUSAL_TEXT_CHARS_MAX),
+        hint=_cut(error.hint, REFUSAL_TEXT_CHARS_MAX),
         retriable=error.retriable,
         retry_after_ms=error.retry_after_ms if isinstance(error, OverloadedError) else None,
     )
@@ -421,6 +424,16 @@ def _deadline_exceeded(accepted: _Accepted) -> QueryRefusedError:
         code=RefusalCode.DEADLINE_EXCEEDED,
         hint="give a longer deadline_ms, or ask for less",
     )
+
+
+def _quoted(text: str) -> str:
+    """A text of the asker's, for a message."""
+    return repr(_cut(text, REFUSAL_QUOTE_CHARS_MAX))
+
+
+def _cut(text: str, chars_max: int) -> str:
+    """At most so many characters; says how many are left out."""
+    return text if len(text) <= chars_max else f"{text[:chars_max]} ... ({len(text) - chars_max} more characters)"
 
 
 def _smaller(asked: int | None, allowed: int) -> int:

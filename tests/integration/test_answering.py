@@ -464,3 +464,36 @@ async def _until_running(worker: Worker) -> None:
     while not worker.service.running_count:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.001)
+
+
+# -- what a refusal quotes -------------------------------------------------------------------------------------------
+
+HUGE = "x" * 900_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sql": "SELECT 1", "key": HUGE},
+        {"sql": "SELECT 1", "key": "\0" * 900_000},
+        {"sql": "SELECT 1", HUGE: 1},
+        {"sql": "SELECT 1", "at_least": {HUGE: {"0": 1}}},
+        {"sql": "SELECT 1", "format": HUGE},
+        {"sql": f"SELECT * FROM {HUGE[:15_000]}"},
+        {"sql": "SELECT $1::INTEGER", "params": [HUGE[:20_000]]},
+        {"sql": f'SELECT 1 AS "{HUGE[:15_000]}"', "limits": {"bytes": 1_000}},
+    ],
+)
+async def test_a_refusal_stays_small_whatever_it_quotes(worker: Worker, fields: dict[str, Any]) -> None:
+    del worker.state.epochs[partition_of(str(fields.get("key", "")).encode(), PARTITIONS)]
+    reply = await worker.outcome({"id": "q1", "reply_to": "replies", **fields})
+    assert isinstance(reply, Reply)
+    assert isinstance(read_reply(reply.value, reply.headers), Refusal)
+    assert len(reply.value) < 32_000
+
+
+@pytest.mark.parametrize("value", [orjson.dumps({"id": "q1", "sql": "SELECT 1", "reply_to": HUGE}), HUGE.encode()])
+async def test_a_dead_letters_detail_stays_small(worker: Worker, value: bytes) -> None:
+    letter = await worker.outcome(value)
+    assert isinstance(letter, DeadLetter)
+    assert len(letter.detail) < 3_000

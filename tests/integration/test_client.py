@@ -13,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 
-from schemas.messages import RefusalCode
+from schemas.messages import Refusal, RefusalCode, serialise_refusal
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_partitioner import partition_of
 from streams.adapters.kafka_topics import TopicSpecification, ensure_topics
@@ -48,6 +48,8 @@ class StandIn:
         self.state = AllServing()
         self.requests: list[IncomingRequest] = []
         self.silent = False
+        #: What is sent after each reply, under its key: a worker that crashed answers again.
+        self.afterthoughts: list[bytes] = []
         self._settings = settings
         self._service = QueryService(store, CATALOG, self.state, settings)
 
@@ -82,9 +84,10 @@ class StandIn:
     async def _answer(self, request: IncomingRequest, producer: AIOKafkaProducer) -> None:
         reply = await self._service.answer(request)
         assert not isinstance(reply, DeadLetter), reply
-        await producer.send(
-            reply.topic, value=reply.value, key=reply.key, partition=reply.partition, headers=list(reply.headers)
-        )
+        for value in (reply.value, *self.afterthoughts):
+            await producer.send(
+                reply.topic, value=value, key=reply.key, partition=reply.partition, headers=list(reply.headers)
+            )
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +235,13 @@ async def _until(condition: object) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110  # the stand-in counts in a list
             await asyncio.sleep(0.005)
+
+
+async def test_a_request_that_is_answered_twice_has_its_first_answer(client: AsyncClient, worker: StandIn) -> None:
+    """A request that a worker read again after a crash: the second reply may be an answer, late, or no reply at all."""
+    late = Refusal(id="again", code=RefusalCode.DEADLINE_EXCEEDED, message="late")
+    worker.afterthoughts = [serialise_refusal(late), b"not a reply", b""]
+    for number in range(5):
+        assert (await client.query("SELECT $1", [number])).rows == [(number,)]
+    answers = await asyncio.gather(*[client.query("SELECT $1", [number]) for number in range(50)])
+    assert [answer.rows for answer in answers] == [[(number,)] for number in range(50)]
