@@ -58,6 +58,8 @@ class ClickHouseProxy(ThreadingHTTPServer):
     def __init__(self, server_url: str) -> None:
         self.server = urlsplit(server_url).netloc
         self.inserts: list[LoggedInsert] = []
+        #: Texts that statements other than inserts carry -> others of the same length.
+        self.replacements: dict[bytes, bytes] = {}
         self._faults: deque[Fault] = deque()
         self._callbacks: dict[int, Callable[[], object]] = {}
         self._changed = threading.Condition()
@@ -131,7 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _relay(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.server.begin(self._as_insert(body))
+        insert = self._as_insert(body)
+        fault = self.server.begin(insert)
+        for text, other in self.server.replacements.items() if insert is None else ():
+            assert len(text) == len(other)
+            body = body.replace(text, other)
         try:
             self._relay_with(fault, body)
         except ConnectionError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -24,6 +24,8 @@ from streams.ports import DecodedBatch
 
 _TOPIC_TYPE = pa.dictionary(pa.int32(), pa.string())
 _EPOCH = datetime.fromtimestamp(0, UTC)
+#: [first, end) of the days that ClickHouse before 26.8 holds.
+_SHORT_CALENDAR = (date(1900, 1, 1), date(2300, 1, 1))
 _ZERO_OF_KIND: dict[ScalarKind, Any] = {
     ScalarKind.BOOLEAN: False,
     ScalarKind.DECIMAL: Decimal(0),
@@ -68,6 +70,30 @@ def delivery_table(decoded: Sequence[DecodedBatch]) -> pa.Table:
     if any(batch.deletes.num_rows for batch in decoded):
         whole = whole.sort_by("_offset")
     return whole.combine_chunks()
+
+
+def beyond_the_short_calendar(rows: pa.Table) -> tuple[str, int] | None:
+    """Column and `_offset` of a date or time outside 1900 to 2299; None if there is none. These are the years that
+    ClickHouse before 26.8 holds."""
+    for name in rows.column_names:
+        found = _rows_beyond(_one_chunk(rows.column(name)))
+        if len(found):
+            return name, rows.column("_offset")[found[0].as_py()].as_py()
+    return None
+
+
+def _rows_beyond(array: pa.Array) -> pa.Array:
+    """Indices of the rows that hold a date or time outside the short calendar, at any depth."""
+    if pa.types.is_list(array.type):
+        return pc.list_parent_indices(array).take(_rows_beyond(array.flatten()))
+    if pa.types.is_struct(array.type):
+        return pa.concat_arrays(
+            [pa.array([], pa.uint64()), *(_rows_beyond(child).cast(pa.uint64()) for child in array.flatten())]
+        )
+    if not pa.types.is_temporal(array.type):
+        return pa.array([], pa.uint64())
+    first, end = (pa.scalar(day).cast(array.type) for day in _SHORT_CALENDAR)
+    return pc.indices_nonzero(pc.fill_null(pc.or_(pc.less(array, first), pc.greater_equal(array, end)), False))
 
 
 def _with_metadata(table: TableDefinition, batch: DecodedBatch, records: pa.Table, *, deleted: bool) -> pa.Table:

@@ -26,6 +26,7 @@ from clickhouse_connect.driver.httputil import get_pool_manager
 from schemas.catalog import Catalog
 from schemas.clickhouse_ddl import create_table_sql, expected_columns, migration_sql, quote
 from schemas.table import TableDefinition
+from streams.adapters.clickhouse_rows import beyond_the_short_calendar
 from streams.config import URL_SETTINGS
 from streams.errors import ClickHouseShapeError, ConfigurationError, SinkError, SinkRejectedError, SinkUnavailableError
 from streams.positions import OffsetRange, TopicPartition
@@ -42,6 +43,13 @@ CONNECTIONS_MAX = 8
 _TRANSIENT_CODES = frozenset(
     {3, 159, 160, 164, 198, 202, 203, 209, 210, 225, 236, 241, 242, 243, 244, 252, 279, 285, 286, 289, 305, 319}
     | {373, 394, 415, 425, 439, 473, 499, 521, 626, 667, 722, 999}
+)
+#: VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
+_OUT_OF_RANGE_CODE = 321
+_CALENDAR_SHOWN = ("0001-01-01", "9999-12-31", "0001-01-01 00:00:00.000000", "9999-12-31 23:59:59.000000")
+_CALENDAR_PROBE = (
+    "SELECT toString(toDate32('0001-01-01')), toString(toDate32('9999-12-31')), "
+    "toString(toDateTime64('0001-01-01 00:00:00', 6, 'UTC')), toString(toDateTime64('9999-12-31 23:59:59', 6, 'UTC'))"
 )
 _MERGE_TREE = re.compile(r"(?:Replicated|Shared)?MergeTree\Z")
 _REPLACING_MERGE_TREE = re.compile(r"(?:Replicated|Shared)?ReplacingMergeTree\(.*\b_offset\b\)")
@@ -127,6 +135,7 @@ class ClickHouseSink:
         self, table: TableDefinition, topic_partition: TopicPartition, offsets: OffsetRange, rows: pa.Table
     ) -> None:
         """See Sink. `rows` come from `delivery_table`."""
+        self._check_calendar(topic_partition, rows)
         (record_batch,) = rows.to_batches()
         body = pa.BufferOutputStream()
         with pa.ipc.new_stream(body, rows.schema) as stream:
@@ -148,6 +157,27 @@ class ClickHouseSink:
                 compression="lz4",
                 settings=settings,
             )
+
+    def _check_calendar(self, topic_partition: TopicPartition, rows: pa.Table) -> None:
+        """Before 26.8 ClickHouse shows a DateTime64 outside 1900 to 2299 as another one, and refuses or moves a Date32.
+        Such rows wait for a newer server rather than arrive changed. Asked anew each time: an update counts at once."""
+        beyond = beyond_the_short_calendar(rows)
+        if beyond is None or self._holds_all_years():
+            return
+        column, offset = beyond
+        raise SinkRejectedError(
+            f"ClickHouse at {self._address} would change the record at offset {offset} of {topic_partition}: column "
+            f"{column!r} holds a year outside 1900 to 2299",
+            code=_OUT_OF_RANGE_CODE,
+            hint="update ClickHouse to 26.8 or newer, which holds the years 1 to 9999; the partition waits until then",
+        )
+
+    def _holds_all_years(self) -> bool:
+        try:
+            (shown,) = self._rows(_CALENDAR_PROBE)
+        except SinkRejectedError:
+            return False
+        return tuple(shown) == _CALENDAR_SHOWN
 
     def _ensure_table(self, table: TableDefinition) -> None:
         found = self._columns(table)

@@ -193,6 +193,70 @@ def test_every_type_arrives_unchanged(sink: ClickHouseSink, client: Client, uniq
     assert hollow[-4:] == ("[]", "[[]]", "(NULL,NULL)", "[(NULL,NULL)]")
 
 
+#: Makes the engine answer as one before 26.8: it shows the nearest day that it holds.
+SHORT_CALENDAR = {b"'0001-01-01": b"'1900-01-01", b"'9999-12-31": b"'2299-12-31"}
+WIDE_DATES = {
+    "d": ("0001-01-01", "1899-12-31", "2300-01-01", "9999-12-31"),
+    "t": (
+        "0001-01-01 00:00:00.000000",
+        "1899-12-31 23:59:59.999999",
+        "2300-01-01 00:00:00.000000",
+        "9999-12-31 23:59:59.999999",
+    ),
+}
+
+
+def dated_table(name: str) -> TableDefinition:
+    day, moment = ScalarType(ScalarKind.DATE), ScalarType(ScalarKind.TIMESTAMPTZ)
+    nested = ArrayType(StructType((StructField("t", moment), StructField("n", ScalarType(ScalarKind.BIGINT)))))
+    columns = (Column("d", day), Column("t", ScalarType(ScalarKind.TIMESTAMP)), Column("l", nested))
+    return TableDefinition(name, topic=name, columns=columns)
+
+
+def test_the_years_1_to_9999_arrive_unchanged(sink: ClickHouseSink, client: Client, unique_name: Named) -> None:
+    table = dated_table(unique_name("years"))
+    sink.ensure_tables(Catalog((table,)))
+    records = [
+        {"d": d, "t": t, "l": [None, {"t": f"{t}Z"}]} for d, t in zip(WIDE_DATES["d"], WIDE_DATES["t"], strict=True)
+    ]
+    deliver(sink, table, log_of(table, *((None, record) for record in records)))
+    rows = client.query(
+        f"SELECT toString(d), toString(t), toString(l[2].t) FROM {table.name} ORDER BY _offset"
+    ).result_rows
+    assert rows == [(record["d"], record["t"], record["t"]) for record in records]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *({"d": day} for day in WIDE_DATES["d"]),
+        *({"t": moment} for moment in WIDE_DATES["t"]),
+        {"l": [None, {"t": "2026-01-01T00:00:00Z"}, {"t": "2300-01-01T00:00:00Z"}]},
+    ],
+)
+def test_a_date_that_an_old_server_would_change_waits_for_a_new_one(
+    clickhouse_url: str, client: Client, unique_name: Named, record: dict[str, object]
+) -> None:
+    table = dated_table(unique_name("years"))
+    fits = {"d": "1900-01-01", "t": "2299-12-31 23:59:59.999999", "l": [{"t": "1900-01-01T00:00:00Z"}]}
+    with ClickHouseProxy(clickhouse_url) as proxy:
+        sink = ClickHouseSink(proxy.url)
+        sink.ensure_tables(Catalog((table,)))
+        proxy.replacements = SHORT_CALENDAR
+        log = log_of(table, (None, fits))
+        deliver(sink, table, log)
+        log.append(json.dumps(fits).encode())
+        log.append(json.dumps(record).encode())
+        with pytest.raises(SinkRejectedError, match=r"offset 2 .* outside 1900 to 2299") as refused:
+            deliver(sink, table, log, start=1)
+        assert "26.8" in refused.value.hint
+        assert client.query(f"SELECT max(_offset) FROM {table.name}").result_rows == [(0,)]
+        proxy.replacements = {}
+        deliver(sink, table, log, start=1)
+        assert client.query(f"SELECT max(_offset) FROM {table.name}").result_rows == [(2,)]
+        sink.close()
+
+
 def test_a_delete_fills_columns_that_cannot_be_null(sink: ClickHouseSink, client: Client, unique_name: Named) -> None:
     name = unique_name("types")
     columns = (Column("id", ScalarType(ScalarKind.BIGINT), False), *(replace(c, nullable=False) for c in every_kind()))
