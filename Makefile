@@ -10,10 +10,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { command -v $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help setup demo dev test check bench fmt clean
+.PHONY: help setup demo dev test check bench bench-ingest fmt clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make the virtual environment from the lock file, once per change of it
 
@@ -34,6 +34,9 @@ check: $(READY) ## Check style and types of everything, tests included
 
 bench: $(READY) ## Measure throughput and latency against the targets
 	$(RUN)/python -m loadtest.bench $(ARGS)
+
+bench-ingest: $(READY) ## Drain one topic with Pintail, Faust, Quix Streams, a bare loop and no Kafka at all
+	$(RUN)/python -m loadtest.bench_ingest $(ARGS)
 
 fmt: $(READY) ## Format everything and mend what can be mended
 	$(RUN)/ruff format .

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
-import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +21,17 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.bench_measures import TABLES, StoreBench
+from loadtest.machine import machine, machine_in_words
+from loadtest.peers.process import run_peer
+from loadtest.peers.store import StoredRows
 from schemas.catalog import load_catalog
+from schemas.table import TableDefinition
 from streams.client import Client
 from streams.config import load_settings
 from streams.localstack.stack import LocalStack, StackOptions
 
 DATA_DIR_DEFAULT = Path(".pintail/bench")
 EVENTS_DEFAULT = 1_000_000
-_PACKAGES = ("pintail", "duckdb", "aiokafka", "faust-streaming", "confluent-kafka", "pyarrow")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,19 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
-        "load_before": round(os.getloadavg()[0], 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
-    }
-
-
 def _measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     catalog = load_catalog(TABLES)
     stack = LocalStack(
@@ -88,7 +75,7 @@ def _measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         bench = StoreBench(stack, catalog, say=lambda text: console.print(text, markup=False))
         for table in catalog.tables:
             drained = bench.drain(table, options.events)
-            peer = _peer(stack, table.name, options.events)
+            peer = _peer(stack, table, options.events)
             assert peer["rows"] == drained["rows"], f"the peer has {peer['rows']} rows, the worker {drained['rows']}"
             result["drain"][table.name] = {
                 "pintail": drained,
@@ -102,13 +89,13 @@ def _measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     return result
 
 
-def _peer(stack: LocalStack, table: str, events: int) -> dict[str, float]:
+def _peer(stack: LocalStack, table: TableDefinition, events: int) -> dict[str, float]:
     """Drains the same topic with the hand-written loop, in a process of its own."""
-    command = [sys.executable, "-m", "loadtest.bench_peers", "--kafka", stack.addresses["kafka"], "--table", table]
-    command += ["--tables", str(TABLES), "--path", str(stack.data_dir / f"{table}.duckdb"), "--events", str(events)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    result: dict[str, float] = orjson.loads(output.splitlines()[-1])
-    return {name: round(value, 2) for name, value in result.items()}
+    path = stack.data_dir / f"{table.name}.duckdb"
+    drained = run_peer("raw", kafka=stack.addresses["kafka"], tables=TABLES, table=table, path=path, events=events)
+    with StoredRows(path, table) as stored:
+        rows = stored.row(f"SELECT count(*) FROM {table.name}")[0]
+    return {"seconds": round(drained.seconds, 2), "events_per_second": round(drained.rate, 2), "rows": rows}
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -126,11 +113,7 @@ def _print(result: dict[str, Any]) -> None:
         grid.add_row(words, f"p50 {each['p50']:.1f} ms, p99 {each['p99']:.1f} ms")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(grid)
-    machine_ = result["machine"]
-    console.print(
-        f"\n{machine_['cores']} cores, {machine_['memory_gib']} GiB, load {machine_['load_before']} before the run; "
-        f"Python {machine_['python']}, DuckDB {machine_['duckdb']}"
-    )
+    console.print(f"\n{machine_in_words(result['machine'])}")
 
 
 if __name__ == "__main__":

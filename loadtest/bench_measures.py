@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from loadtest.flights import ROWS, WriteEvent, write_events
-from loadtest.observers import ObservationError, WorkerPages, wait_until
+from loadtest.latencies import percentiles
 from loadtest.publisher import Publisher
+from loadtest.store_drain import STORE, StoreDrain
 from schemas.catalog import Catalog, load_catalog
 from schemas.table import TableDefinition
 from streams.client import Client
@@ -20,8 +20,6 @@ from streams.localstack.stack import LocalStack
 
 #: Folder of the two tables: the flights appended, and the flights upserted.
 TABLES = Path(__file__).resolve().parent / "tables"
-STORE = "store-0"
-DRAIN_SECONDS_MAX = 600.0
 _WARM_UP = 30
 
 
@@ -41,7 +39,6 @@ class StoreBench:
         self._stack = stack
         self._catalog = catalog
         self._say = say
-        self._pages = WorkerPages(stack.process(STORE).specification.port)
 
     def start_worker(self) -> None:
         """Returns when it serves."""
@@ -60,23 +57,16 @@ class StoreBench:
             publisher.flush()
             publishing_seconds = time.perf_counter() - started
         self._say(f"draining {table.topic}")
-        started = time.perf_counter()
-        self._stack.process(STORE).start()
-        reading = wait_until(self._has_begun, "a worker that reads the log", seconds=DRAIN_SECONDS_MAX, every=0.01)
-        finished = wait_until(
-            lambda: self._applied(table) >= events and time.perf_counter(),
-            f"{events:,} events applied",
-            seconds=DRAIN_SECONDS_MAX,
-            every=0.01,
-        )
+        drain = StoreDrain(self._stack, table.topic)
+        drain.run(events)
         self._stack.wait_until_ready(STORE)
         with Client.connect() as client:
             rows = client.query(f"SELECT count(*) FROM {table.name}", deadline_ms=60_000).rows[0][0]
         self._stack.stop_process(STORE)
         return {
-            "events_per_second": round(events / (finished - reading)),
-            "seconds": round(finished - reading, 2),
-            "seconds_since_process_start": round(finished - started, 2),
+            "events_per_second": round(events / drain.seconds),
+            "seconds": round(drain.seconds, 2),
+            "seconds_since_process_start": round(drain.finished - drain.process_started, 2),
             "published_per_second": round(events / publishing_seconds),
             "rows": rows,
         }
@@ -111,22 +101,3 @@ class StoreBench:
                 )
                 taken.append((time.perf_counter() - started) * 1000)
         return percentiles(taken[_WARM_UP:])
-
-    def _has_begun(self) -> float:
-        """The time, once a partition is read; 0.0 before."""
-        try:
-            states = {each["state"] for each in self._pages.partitions().values()}
-        except ObservationError:
-            return 0.0
-        return time.perf_counter() if states & {"replaying", "serving"} else 0.0
-
-    def _applied(self, table: TableDefinition) -> int:
-        """Records of the table's topic that are in the store; the topic has no gaps."""
-        return sum(each["next_offsets"].get(table.topic, 0) for each in self._pages.partitions().values())
-
-
-def percentiles(milliseconds: list[float]) -> dict[str, float]:
-    """Median, 99th percentile and largest."""
-    ordered = sorted(milliseconds)
-    cuts = statistics.quantiles(ordered, n=100, method="inclusive")
-    return {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "max": round(ordered[-1], 2)}

@@ -51,8 +51,8 @@ class Fingerprint(NamedTuple):
         return f"{self.rows:,} rows {(self.upper ^ self.lower) & 0xFFFFFFFFFFFF:012x}"
 
 
-def duckdb_fingerprint_sql(table: TableDefinition) -> str:
-    """A statement for the query topic."""
+def duckdb_fingerprint_sql(table: TableDefinition, *, below: Mapping[int, int] | None = None) -> str:
+    """A statement for the query topic; `below` (partition -> offset) leaves out the rows at these offsets and above."""
     fields = [
         _duckdb_field(quote_duckdb(column.name), _text(_DUCKDB_TEXT, "{}::VARCHAR", column), column.nullable)
         for column in table.columns
@@ -60,7 +60,11 @@ def duckdb_fingerprint_sql(table: TableDefinition) -> str:
     metadata = ("_partition::VARCHAR", "_offset::VARCHAR", "epoch_ms(_timestamp)::VARCHAR")
     text = ", ".join([*fields, *(f"'|', {value}" for value in metadata)])
     sums = ", ".join(f"coalesce(sum(md5_number_{half}(t)), 0)::VARCHAR" for half in ("upper", "lower"))
-    return f"SELECT count(*), {sums} FROM (SELECT concat({text}) AS t FROM {quote_duckdb(table.name)})"
+    source = quote_duckdb(table.name)
+    if below is not None:
+        parts = [f"(_partition = {partition} AND _offset < {offset})" for partition, offset in sorted(below.items())]
+        source += f" WHERE {' OR '.join(parts) or 'false'}"
+    return f"SELECT count(*), {sums} FROM (SELECT concat({text}) AS t FROM {source})"
 
 
 def clickhouse_fingerprint_sql(table: TableDefinition) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from loadtest.bench_measures import TABLES, flights_for, percentiles
+from loadtest.bench_measures import TABLES, flights_for
 from loadtest.flights import ROWS
 from schemas.catalog import load_catalog
 
@@ -53,7 +53,3 @@ def test_events_beyond_the_data_set_are_flights_of_their_own() -> None:
         assert event.value.startswith(b'{"id":"' + event.key + b'"')
         keys.add(event.key)
     assert len(keys) == events
-
-
-def test_percentiles_of_a_known_distribution() -> None:
-    assert percentiles([float(number) for number in range(101)]) == {"p50": 50.0, "p99": 99.0, "max": 100.0}
