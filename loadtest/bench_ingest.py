@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             say=lambda text: console.print(text, markup=False),
             report=lambda name, state, detail: console.print(f"{name} {state} {detail}", style="dim", markup=False),
         ) as contest:
-            contest.publish()
+            result["publishing_seconds"] = contest.publish()
             result["drains"] = _growth(contest, options) if options.growth else _contest(contest, options)
             result["faults"] = contest.faults
     finally:

@@ -7,6 +7,7 @@ each other by fingerprint (values, partition, offset and timestamp of every row)
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -89,11 +90,17 @@ class IngestContest:
     ) -> None:
         self._exit.close()
 
-    def publish(self) -> None:
-        """Fills the topic, and works out what tables must hold then. Raises PublishingError."""
+    def publish(self) -> float:
+        """Fills the topic, works out what tables must hold then, and says how many seconds the former took.
+
+        Raises PublishingError.
+        """
         self._say(f"publishing {self._events:,} events")
+        started = time.monotonic()
         preload(self._kafka, TOPIC, [(_events_of, (part, self._text_ids)) for part in self._parts], self._events)
+        seconds = time.monotonic() - started
         self._expected[False], self._expected[True] = expected_totals(self._parts)
+        return round(seconds, 1)
 
     def peer(self, name: str, *, keyed: bool, prefix: Prefix, home: Path | None = None) -> dict[str, Any]:
         """Drains with one of loadtest.peers; `home` is where virtual environments are kept. Raises PeerError."""

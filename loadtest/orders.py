@@ -83,8 +83,13 @@ def key_of(order: int, *, text_ids: bool = False) -> bytes:
 
 def value_of(number: int, order: int, *, text_ids: bool = False) -> bytes:
     """The JSON of one event."""
-    tail = _tails()[number % _CUSTOMERS]
+    tail = tail_of(number)
     return b'{"id":"order-%011d"%b' % (order, tail) if text_ids else b'{"id":%d%b' % (order, tail)
+
+
+def tail_of(number: int) -> bytes:
+    """The members of an event after its id, and the closing brace."""
+    return _tails()[number % _CUSTOMERS]
 
 
 def orders(of: Slice, *, text_ids: bool = False) -> Iterator[tuple[bytes, bytes]]:

@@ -87,6 +87,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "fastavro": ("streams.adapters.avro_*",),
     "faust": ("agents.*", "loadtest.peers.plain_faust"),
     "lz4": ("streams.adapters.clickhouse_*", "streams.adapters.snapshot_codec", "streams.localstack.clickhouse_*"),
+    "matplotlib": ("loadtest.profile_report",),
     "mode": ("agents.*",),
     "numpy": ("streams.adapters.duckdb_*", "streams.adapters.json_columns"),
     "orjson": ("*",),
