@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from confluent_kafka import Consumer, Message, TopicPartition
@@ -11,6 +12,8 @@ from streams.errors import RequestTimeoutError
 
 _CHUNK_RECORDS = 10_000
 _SECONDS_MAX = 30.0
+#: `consume` waits so long for a whole chunk, also when the log ends before.
+_WAIT_SECONDS = 0.1
 
 
 def read_log(bootstrap_servers: str, topic: str, *, each_partition_max: int | None = None) -> Iterator[Message]:
@@ -33,10 +36,13 @@ def read_log(bootstrap_servers: str, topic: str, *, each_partition_max: int | No
         }
     )
     try:
+        progressed = time.monotonic()
         consumer.assign([TopicPartition(topic, partition, 0) for partition in missing])
         while missing:
-            records = consumer.consume(_CHUNK_RECORDS, timeout=_SECONDS_MAX)
-            if not records:
+            records = consumer.consume(_CHUNK_RECORDS, timeout=_WAIT_SECONDS)
+            if records:
+                progressed = time.monotonic()
+            elif time.monotonic() - progressed > _SECONDS_MAX:
                 raise RequestTimeoutError(
                     f"{topic} does not go on in partitions {sorted(missing)}", hint="check that the broker runs"
                 )

@@ -137,6 +137,8 @@ class _ProfileRun:
         outcome.unseen = _add_unseen(by_partition, expected, finished)
         self._measure(outcome, schedule, sent, started, by_partition)
         outcome.metrics |= _usage_metrics(usage, started, finished, schedule.events)
+        outcome.metrics |= _named("probe_ms", [each.round_trip_ms for each in probe.seen])
+        outcome.metrics |= _named("probe_executed_ms", [each.executed_ms for each in probe.seen])
         return outcome
 
     async def _ask_while_sending(self, sender: OpenLoopSender, schedule: Schedule) -> tuple[float, VisibilityProbe]:

@@ -1,7 +1,8 @@
 """When events became visible to a query, seen by asking all the time.
 
-A probe is a query over all tables that returns no row; its answer says which offsets it reflects. Probes start on a
-schedule of their own, whether or not earlier ones are answered. An event counts as visible when the first answer that
+A probe is a query over all tables that returns no row; its answer says which offsets it reflects. Probes start
+every 20 ms, or less often where they would cost the worker more than a part of a core: over many tables or columns, to
+plan one takes DuckDB as long as to store hundreds of events. An event counts as visible when the first answer that
 reflects it is in the asker's hands: an upper bound, which includes the query's way there and back.
 """
 
@@ -18,7 +19,9 @@ from streams.errors import QueryRefusedError, RequestTimeoutError
 
 PROBE_SECONDS = 0.02
 _PROBE_DEADLINE_MS = 20_000
-_IN_FLIGHT_MAX = 50
+_IN_FLIGHT_MAX = 4
+#: A probe starts no sooner than this many times its cost after the one before it.
+_COST_SHARE = 5
 
 
 class Seen(NamedTuple):
@@ -26,6 +29,10 @@ class Seen(NamedTuple):
 
     at: float
     offsets: Mapping[str, Mapping[int, int]]
+    #: What the query itself took, there and back.
+    round_trip_ms: float = 0.0
+    #: Of this, in the worker's DuckDB.
+    executed_ms: float = 0.0
 
 
 class VisibilityProbe:
@@ -48,17 +55,23 @@ class VisibilityProbe:
                 task = asyncio.create_task(self._ask())
                 asking.add(task)
                 task.add_done_callback(asking.discard)
-            next_at += PROBE_SECONDS
+            next_at = max(next_at + self._interval_seconds(), time.monotonic())
             await asyncio.sleep(max(0.0, next_at - time.monotonic()))
         await asyncio.gather(*asking)
 
+    def _interval_seconds(self) -> float:
+        cost = self.seen[-1].executed_ms / 1000 if self.seen else 0.0
+        return max(PROBE_SECONDS, _COST_SHARE * cost)
+
     async def _ask(self) -> None:
+        asked = time.monotonic()
         try:
             answer = await self._client.query(self._sql, deadline_ms=_PROBE_DEADLINE_MS)
         except (QueryRefusedError, RequestTimeoutError):
             self.refused += 1
         else:
-            self.seen.append(Seen(time.monotonic(), answer.offsets))
+            now = time.monotonic()
+            self.seen.append(Seen(now, answer.offsets, (now - asked) * 1000, answer.timing.executed_ms))
 
 
 def visible_at(
