@@ -23,6 +23,10 @@ DEAD_LETTER_TRUNCATED_BYTES = 64 * KIB
 INGEST_BUFFER_BYTES_MAX = 128 * MIB
 #: Bytes of queued batches that one transaction takes.
 TRANSACTION_BYTES_MAX = 32 * MIB
+#: Between the starts of two transactions of a partition, unless this many bytes are queued. It is most of what a steady
+#: trickle waits to become visible; a record after a pause does not wait for it.
+COMMIT_INTERVAL_SECONDS = 0.04
+GATHERED_BYTES = MIB
 #: Dead letters that are sent before the first of them is waited for.
 PARKED_TOGETHER_MAX = 1_000
 #: A partition's write-ahead log is folded into its file beyond this size.
@@ -49,6 +53,7 @@ REFUSAL_QUOTE_CHARS_MAX = 200
 #: Characters of one text among a query's parameters.
 QUERY_PARAM_CHARS_MAX = QUERY_SQL_CHARS_MAX
 
+assert GATHERED_BYTES < TRANSACTION_BYTES_MAX
 assert TRANSACTION_BYTES_MAX <= INGEST_BUFFER_BYTES_MAX
 assert RECORD_BYTES_MAX <= DEAD_LETTER_BYTES_MAX
 assert DEAD_LETTER_TRUNCATED_BYTES < DEAD_LETTER_BYTES_MAX

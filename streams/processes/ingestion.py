@@ -26,7 +26,13 @@ from streams import telemetry
 from streams.adapters.duckdb_store import PartitionStore
 from streams.batches import RecordBatch
 from streams.errors import SchemaRegistryError, StoreError
-from streams.limits import PARKED_TOGETHER_MAX, TRANSACTION_BYTES_MAX, WAL_BYTES_MAX
+from streams.limits import (
+    COMMIT_INTERVAL_SECONDS,
+    GATHERED_BYTES,
+    PARKED_TOGETHER_MAX,
+    TRANSACTION_BYTES_MAX,
+    WAL_BYTES_MAX,
+)
 from streams.ports import DeadLetter, DeadLetters, DecodedBatch, Decoder
 from streams.retry import Backoff, retrying
 
@@ -53,7 +59,11 @@ class PartitionIngestion:
         self._dead_letters = dead_letters
         self._announce = announce
         self._queue: deque[RecordBatch] = deque()
+        self._queued_bytes = 0
         self._arrived = asyncio.Event()
+        #: Set while as much is queued as is worth a transaction of its own.
+        self._pressing = asyncio.Event()
+        self._next_commit_at = 0.0
         self._fault: StoreError | None = None
         self._broken_off = asyncio.Event()
         #: Why the partition waits before it decodes; None while it goes on.
@@ -62,12 +72,16 @@ class PartitionIngestion:
     def submit(self, batch: RecordBatch) -> None:
         """Queues a batch of any of the partition's topics. The transport bounds the bytes that can wait here."""
         self._queue.append(batch)
+        self._queued_bytes += batch.size_bytes
         self._arrived.set()
+        if self._queued_bytes >= GATHERED_BYTES:
+            self._pressing.set()
 
     def break_off(self, fault: StoreError) -> None:
         """Makes `run` raise `fault` instead of starting another transaction."""
         self._fault = fault
         self._arrived.set()
+        self._pressing.set()
         self._broken_off.set()
 
     async def run(self) -> None:
@@ -76,9 +90,19 @@ class PartitionIngestion:
         A transaction in flight outlives the cancellation; closing the store waits for it."""
         while True:
             await self._arrived.wait()
+            await self._gather()
             if self._fault is not None:
                 raise self._fault
             await self._commit(self._take_queued())
+
+    async def _gather(self) -> None:
+        """Lets more arrive, unless enough is there or the last transaction is a while ago: a transaction costs
+        milliseconds however small it is, so a steady trickle must not make one of every record."""
+        loop = asyncio.get_running_loop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._next_commit_at):
+                await self._pressing.wait()
+        self._next_commit_at = loop.time() + COMMIT_INTERVAL_SECONDS
 
     def _take_queued(self) -> list[RecordBatch]:
         batches: list[RecordBatch] = []
@@ -86,6 +110,9 @@ class PartitionIngestion:
         while self._queue and size_bytes < TRANSACTION_BYTES_MAX:
             batches.append(self._queue.popleft())
             size_bytes += batches[-1].size_bytes
+        self._queued_bytes -= size_bytes
+        if self._queued_bytes < GATHERED_BYTES:
+            self._pressing.clear()
         if not self._queue:
             self._arrived.clear()
         return batches
