@@ -26,6 +26,7 @@ REPLY_TO_HEADER = "reply_to"
 FORMAT_HEADER = "format"
 STATUS_HEADER = "status"
 ID_CHARS_MAX = 200
+PARAMS_DEPTH_MAX = 200
 
 
 class RefusalCode(StrEnum):
@@ -151,33 +152,58 @@ class RequestEnvelope:
     reply_to: str | None
     reply_partition: int | None
     fields: dict[str, Any]
+    #: Why the value is no JSON object; empty if it is one.
+    fault: str = ""
 
     def request(self) -> QueryRequest:
         """The validated request. Raises RequestError that names every fault."""
-        try:
-            return QueryRequest.model_validate(self.fields)
-        except ValidationError as error:
-            raise RequestError("; ".join(_fault(detail) for detail in error.errors())) from None
+        if self.fault:
+            raise RequestError(self.fault)
+        return _validated(self.fields)
+
+
+def checked_request(fields: Mapping[str, Any]) -> QueryRequest:
+    """The request with these fields, as an asker has them. Raises RequestError for what could not travel as JSON."""
+    if fault := _json_fault("params", fields.get("params", [])):
+        raise RequestError(fault)
+    return _validated(fields)
+
+
+def _validated(fields: Mapping[str, Any]) -> QueryRequest:
+    try:
+        return QueryRequest.model_validate(fields)
+    except ValidationError as error:
+        # Of a union, each branch has a fault of its own: one sentence says it.
+        faults = [_fault(detail) for detail in error.errors() if detail["loc"][0] != "params"]
+        if len(faults) < error.error_count():
+            faults.append("params: must be a list or an object of JSON values")
+        raise RequestError("; ".join(faults)) from None
 
 
 def read_envelope(value: bytes | None, headers: Headers = ()) -> RequestEnvelope:
-    """Reads a record of the query topic. Raises RequestError if its value is not a JSON object."""
-    try:
-        fields = orjson.loads(value if value is not None else b"")
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the value is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise RequestError("the value is JSON, but not an object")
+    """Reads a record of the query topic, whatever its value is; `RequestEnvelope.request` names what is wrong."""
+    fields, fault = _read_fields(value)
     reply_to = fields.get("reply_to")
     if reply_to is None:
-        reply_to = next((text.decode("utf-8", "replace") for name, text in headers if name == REPLY_TO_HEADER), None)
+        named = (text for name, text in headers if name == REPLY_TO_HEADER and text)  # Kafka's headers may be null
+        reply_to = next(named, b"").decode("utf-8", "replace")
     request_id, partition = fields.get("id"), fields.get("reply_partition")
     return RequestEnvelope(
         id=request_id if isinstance(request_id, str) and len(request_id) <= ID_CHARS_MAX else None,
         reply_to=reply_to if isinstance(reply_to, str) and reply_to else None,
         reply_partition=partition if type(partition) is int and partition >= 0 else None,
         fields=fields,
+        fault=fault,
     )
+
+
+def _read_fields(value: bytes | None) -> tuple[dict[str, Any], str]:
+    """The object that a record's value holds, or why it holds none."""
+    try:
+        fields = orjson.loads(value or b"")
+    except orjson.JSONDecodeError as error:
+        return {}, f"the value is not JSON: {error}"
+    return (fields, "") if isinstance(fields, dict) else ({}, "the value is JSON, but not an object")
 
 
 def serialise_request(request: QueryRequest) -> bytes:
@@ -247,3 +273,25 @@ def _fault(detail: Mapping[str, Any]) -> str:
     near = get_close_matches(path[-1], known, n=1)
     suggestion = f"did you mean {near[0]}? " if near else ""
     return f"{field}: no such field; {suggestion}known fields: {', '.join(known)}"
+
+
+def _json_fault(path: str, value: object, depth: int = 0) -> str:
+    """Why a value cannot travel as JSON, in words for the asker; empty if it can."""
+    if depth > PARAMS_DEPTH_MAX:
+        return f"params: nest deeper than {PARAMS_DEPTH_MAX} levels"
+    if isinstance(value, list | dict):
+        items = enumerate(value) if isinstance(value, list) else value.items()
+        faults = (
+            _json_fault(f"{path}.{name}", item, depth + 1)
+            if isinstance(name, int if isinstance(value, list) else str)
+            else f"{path}: the name {name!r} is not text"
+            for name, item in items
+        )
+        return next(filter(None, faults), "")
+    if value is not None and not isinstance(value, str | int | float):
+        return f"{path}: a {type(value).__name__} is not a JSON value; send it as text or number, and cast it in SQL"
+    try:
+        written = orjson.dumps(value)
+    except TypeError as error:
+        return f"{path}: {error}"
+    return f"{path}: {value} is not a JSON value" if written == b"null" and value is not None else ""

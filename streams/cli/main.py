@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -22,6 +23,8 @@ for module in (dev, worker, query, tables, snapshots, config):
 
 def main() -> None:
     """Entry point: operating errors become one clear line and exit status 1."""
+    # What it logs on its way to an error of ours; without a handler, Python prints it.
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     try:
         app()
     except PintailError as error:

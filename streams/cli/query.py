@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -50,12 +51,14 @@ def query(
     ] = None,
     key: Annotated[str | None, typer.Option(help="Ask only the partition that owns this record key.")] = None,
     output_format: Annotated[OutputFormat, typer.Option("--format", "-f", help="Output.")] = OutputFormat.TABLE,
-    deadline_ms: Annotated[int, typer.Option(help="Budget in milliseconds.")] = QUERY_DEADLINE_MS_DEFAULT,
+    deadline_ms: Annotated[int, typer.Option(help="Milliseconds, at most 120,000.")] = QUERY_DEADLINE_MS_DEFAULT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write rows to this file.")] = None,
 ) -> None:
     """Ask a query over the query topic, for example "SELECT carrier, count(*) FROM flights GROUP BY ALL"."""
     if output_format is OutputFormat.ARROW and output is None and sys.stdout.isatty():
         raise ConfigurationError("an Arrow stream is not for a terminal", hint="give --output FILE, or pipe it")
+    if output is not None:
+        _check_output(output)
     params = parse_params(param or [])
     with Client.connect(load_settings()) as client:
         answer = client.query(
@@ -74,8 +77,31 @@ def query(
             sys.stdout.buffer.write(encoded)
             sys.stdout.buffer.flush()
         else:
-            output.write_bytes(encoded)
+            _write(output, encoded)
     print(footer(answer), file=sys.stderr)
+
+
+def _check_output(path: Path) -> None:
+    """Finds out before the query runs that its rows could not be written; touches nothing."""
+    if path.is_dir():
+        raise _not_writable(path, "it is a folder")
+    if not path.parent.is_dir():
+        raise _not_writable(path, f"there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise _not_writable(path, "permission denied")
+
+
+def _write(path: Path, encoded: bytes) -> None:
+    try:
+        path.write_bytes(encoded)
+    except OSError as error:
+        raise _not_writable(path, error.strerror or repr(error)) from None
+
+
+def _not_writable(path: Path, fault: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the rows cannot be written to {path}: {fault}", hint="give --output a file in a folder that can be written to"
+    )
 
 
 def parse_params(texts: list[str]) -> list[Any] | dict[str, Any]:

@@ -22,12 +22,13 @@ from aiokafka.errors import KafkaError
 
 from schemas.messages import Answer as JsonAnswer
 from schemas.messages import (
-    AnswerFormat,
     AnswerLimits,
     ArrowAnswer,
     QueryRequest,
     Refusal,
+    RefusalCode,
     RequestError,
+    checked_request,
     read_reply,
     serialise_request,
 )
@@ -125,20 +126,22 @@ class AsyncClient:
 
         `params` is a sequence for ? and $1, a mapping for $name. `key` asks only the partition that owns it.
         `at_least` (topic -> partition -> offset of a record) makes the answer reflect those records.
-        Raises QueryRefusedError, or RequestTimeoutError if nothing came before the deadline.
+        Raises QueryRefusedError, at once for what no worker would accept, or RequestTimeoutError if nothing came before
+        the deadline.
         """
-        template = QueryRequest(
+        _check_budget(deadline_ms)
+        template = _request(
             id="template",
             sql=sql,
             params=dict(params) if isinstance(params, Mapping) else list(params or ()),
             key=key,
             reply_to=self._settings.reply_topic,
             reply_partition=self._reply_partition,
-            format=AnswerFormat(format),
+            format=format,
             at_least={topic: dict(positions) for topic, positions in (at_least or {}).items()},
             limits=limits or AnswerLimits(),
         )
-        deadline = _now() + min(deadline_ms, QUERY_DEADLINE_MS_MAX) / 1000
+        deadline = _now() + deadline_ms / 1000
         pause = _FIRST_PAUSE_SECONDS
         refused: QueryRefusedError | None = None
         while True:
@@ -214,6 +217,33 @@ class AsyncClient:
             future.set_result(read_reply(record.value or b"", record.headers))
         except RequestError as error:
             log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
+
+
+def _request(**fields: Any) -> QueryRequest:
+    """The request, refused here in the words in which a worker would refuse it."""
+    try:
+        return checked_request(fields)
+    except RequestError as error:
+        raise QueryRefusedError(
+            str(error),
+            code=RefusalCode.NOT_A_REQUEST,
+            hint="correct what the message names; docs/wire-protocol.md describes a request",
+        ) from None
+
+
+def _check_budget(deadline_ms: int) -> None:
+    if deadline_ms <= 0:
+        raise QueryRefusedError(
+            f"the budget of {deadline_ms} ms was spent before the request was sent",
+            code=RefusalCode.DEADLINE_EXCEEDED,
+            hint="give a positive deadline_ms",
+        )
+    if deadline_ms > QUERY_DEADLINE_MS_MAX:
+        raise QueryRefusedError(
+            f"deadline_ms: {deadline_ms} is more than the {QUERY_DEADLINE_MS_MAX} ms that a request may take",
+            code=RefusalCode.NOT_A_REQUEST,
+            hint=f"give at most {QUERY_DEADLINE_MS_MAX}",
+        )
 
 
 async def _partition_counts(settings: Settings, options: Mapping[str, Any]) -> dict[str, int]:

@@ -53,6 +53,10 @@ from streams.positions import TopicPartition
 log = logging.getLogger(__name__)
 
 _LEGAL_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_HOW_TO_ASK = (
+    'send one JSON object, such as {"id": "1", "sql": "SELECT 1", "reply_to": "my-replies"}; '
+    "docs/wire-protocol.md describes it and has its JSON Schema"
+)
 #: How often a query that outlives its deadline is interrupted again: an interrupt between two statements is lost.
 _INTERRUPT_INTERVAL_SECONDS = 0.02
 
@@ -120,12 +124,10 @@ class QueryService:
 
     async def answer(self, incoming: IncomingRequest) -> Reply | DeadLetter:
         """The one outcome of a request. Never raises because of what it contains (invariant 10)."""
-        try:
-            envelope = read_envelope(incoming.value, incoming.headers)
-        except RequestError as error:
-            return self._dead_letter(incoming, _cut(str(error), REFUSAL_TEXT_CHARS_MAX))
+        envelope = read_envelope(incoming.value, incoming.headers)
         if envelope.reply_to is None:
-            return self._dead_letter(incoming, "nowhere to reply: neither the field nor the header reply_to is set")
+            nowhere = "nowhere to reply: neither the field nor the header reply_to is set"
+            return self._dead_letter(incoming, f"{envelope.fault}, and {nowhere}" if envelope.fault else nowhere)
         if fault := self._reply_topic_fault(envelope.reply_to):
             return self._dead_letter(incoming, f"{RefusalCode.BAD_REPLY_TO}: {_quoted(envelope.reply_to)} {fault}")
         with telemetry.QUERY_SECONDS.time():
@@ -201,15 +203,17 @@ class QueryService:
         try:
             request = envelope.request()
         except RequestError as error:
-            raise QueryRefusedError(
-                str(error),
-                code=RefusalCode.NOT_A_REQUEST,
-                hint="docs/wire-protocol.md describes a request and has its JSON Schema",
-            ) from None
+            raise QueryRefusedError(str(error), code=RefusalCode.NOT_A_REQUEST, hint=_HOW_TO_ASK) from None
         asked_ms = QUERY_DEADLINE_MS_DEFAULT if request.deadline_ms is None else request.deadline_ms
+        if asked_ms > QUERY_DEADLINE_MS_MAX:
+            raise QueryRefusedError(
+                f"deadline_ms: {asked_ms} is more than the {QUERY_DEADLINE_MS_MAX} ms that a request may take",
+                code=RefusalCode.NOT_A_REQUEST,
+                hint=f"give at most {QUERY_DEADLINE_MS_MAX}",
+            )
         # A timestamp from a clock ahead of this one must not lengthen the budget.
         queued_ms = max(0.0, self._now_ms() - incoming.timestamp_ms)
-        remaining_ms = min(asked_ms, QUERY_DEADLINE_MS_MAX) - queued_ms
+        remaining_ms = asked_ms - queued_ms
         if remaining_ms <= 0:
             raise QueryRefusedError(
                 f"the budget of {asked_ms} ms was spent {-remaining_ms:.0f} ms before the worker saw the request",

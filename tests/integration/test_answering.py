@@ -18,7 +18,7 @@ from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_partitioner import partition_of
 from streams.config import Settings
 from streams.errors import StoreError
-from streams.limits import QUERY_IN_FLIGHT_MAX
+from streams.limits import QUERY_DEADLINE_MS_MAX, QUERY_IN_FLIGHT_MAX
 from streams.ports import DeadLetter, ParkReason
 from streams.processes.answering import IncomingRequest, QueryService, Reply
 from tests.query_store import CATALOG, FLIGHTS, PARTITIONS, filled_store, flight, write
@@ -412,6 +412,18 @@ async def test_reply_to_may_come_as_a_header(worker: Worker) -> None:
     assert reply.topic == "from-header"
 
 
+@pytest.mark.parametrize("value", [None, b"", b"SELECT 1", b"[]", b'{"id": "1", "sql":'])
+async def test_a_value_that_is_no_object_is_refused_where_the_header_says(worker: Worker, value: bytes | None) -> None:
+    headers = (("reply_to", b"from-header"),)
+    reply = await worker.service.answer(IncomingRequest(value, None, headers, 0, 1, int(time.time() * 1000)))
+    assert isinstance(reply, Reply)
+    assert (reply.topic, reply.partition, reply.key) == ("from-header", None, b"")
+    refusal = read_reply(reply.value, reply.headers)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.id, refusal.code, refusal.retriable) == (None, RefusalCode.NOT_A_REQUEST, False)
+    assert "send one JSON object" in refusal.hint
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "words"),
     [
@@ -419,7 +431,8 @@ async def test_reply_to_may_come_as_a_header(worker: Worker) -> None:
         ({"sqll": "SELECT 1"}, RefusalCode.NOT_A_REQUEST, "did you mean sql?"),
         ({"limits": {"row": 1}}, RefusalCode.NOT_A_REQUEST, "did you mean rows?"),
         ({"deadline_ms": "soon"}, RefusalCode.NOT_A_REQUEST, "deadline_ms"),
-        ({"params": "x"}, RefusalCode.NOT_A_REQUEST, "params"),
+        ({"deadline_ms": QUERY_DEADLINE_MS_MAX + 1}, RefusalCode.NOT_A_REQUEST, "more than the 120000 ms"),
+        ({"params": "x"}, RefusalCode.NOT_A_REQUEST, "params: must be a list or an object of JSON values"),
         ({"sql": "SELECT nope FROM flights"}, RefusalCode.UNKNOWN_COLUMN, "nope"),
         ({"sql": "SELECT f.nope FROM flights f"}, RefusalCode.UNKNOWN_COLUMN, "nope"),
         ({"sql": "SELECT g.id FROM flights f"}, RefusalCode.UNKNOWN_COLUMN, "g"),
@@ -440,6 +453,12 @@ async def test_refusals_are_typed_and_say_what_to_do(
     assert words in refusal.message
     assert refusal.hint
     assert not refusal.retriable
+
+
+async def test_an_unknown_table_names_the_known_ones(worker: Worker) -> None:
+    refusal = await worker.refused("SELECT * FROM nosuchtable")
+    assert refusal.code == RefusalCode.UNKNOWN_TABLE
+    assert all(table.name in refusal.hint for table in CATALOG.tables)
 
 
 async def test_a_failure_of_the_worker_itself_is_a_refusal_without_inner_details(

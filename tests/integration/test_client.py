@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -197,6 +198,27 @@ async def test_no_reply_before_the_deadline_is_a_timeout_that_says_what_to_check
     with pytest.raises(RequestTimeoutError, match="pintail worker store"):
         await client.query("SELECT 1", deadline_ms=300)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"sql": ""}, RefusalCode.NOT_A_REQUEST, "sql"),
+        ({"params": [Decimal("1.5")]}, RefusalCode.NOT_A_REQUEST, "params.0: a Decimal"),
+        ({"deadline_ms": 0}, RefusalCode.DEADLINE_EXCEEDED, "budget of 0 ms"),
+        ({"deadline_ms": -5}, RefusalCode.DEADLINE_EXCEEDED, "budget of -5 ms"),
+        ({"deadline_ms": 999_999}, RefusalCode.NOT_A_REQUEST, "more than the 120000 ms"),
+    ],
+)
+async def test_what_no_worker_would_accept_is_refused_without_asking(
+    client: AsyncClient, worker: StandIn, options: dict[str, Any], code: RefusalCode, words: str
+) -> None:
+    with pytest.raises(QueryRefusedError) as caught:
+        await client.query(**{"sql": "SELECT 1", **options})
+    assert (caught.value.code, caught.value.retriable) == (code, False)
+    assert words in caught.value.message
+    assert caught.value.hint
+    assert worker.requests == []
 
 
 async def test_without_a_query_topic_the_client_says_that_no_worker_has_run(settings: Settings) -> None:

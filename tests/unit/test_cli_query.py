@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import orjson
 import pyarrow as pa
@@ -10,7 +14,8 @@ import pytest
 
 from schemas.messages import Answer as JsonAnswer
 from schemas.messages import AnswerColumn, AnswerTiming
-from streams.cli.query import _ENCODERS, OutputFormat, footer, parse_params
+from streams.cli.main import main
+from streams.cli.query import _ENCODERS, OutputFormat, _write, footer, parse_params
 from streams.client import Answer
 from streams.errors import ConfigurationError
 
@@ -85,3 +90,41 @@ def test_a_table_shows_null_and_takes_no_value_for_markup() -> None:
 
 def test_the_footer_states_rows_time_and_positions() -> None:
     assert footer(ANSWER) == "3 rows · 3.2 ms · as of flights [0: 10, 1: 7]"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"), [("missing/rows.csv", "there is no folder"), (".", "it is a folder"), ("file/x", "no folder")]
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_query_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PINTAIL_KAFKA", "127.0.0.1:1")  # asking would end in an error of its own
+    monkeypatch.setattr(sys, "argv", ["pintail", "query", "SELECT 1", "-f", "csv", "-o", output])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    said = capsys.readouterr().err
+    assert words in said
+    assert "what to do: give --output" in said
+
+
+def test_an_output_that_fails_while_it_is_written_is_one_clear_error() -> None:
+    with pytest.raises(ConfigurationError, match="/dev/full: No space left"):
+        _write(Path("/dev/full"), b"rows")
+
+
+def test_a_broker_that_is_away_is_said_once(tmp_path: Path) -> None:
+    """Without the noise that the Kafka client logs before it gives up."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "streams.cli.main", "query", "SELECT 1"],
+        cwd=tmp_path,
+        env={**os.environ, "PINTAIL_KAFKA": "127.0.0.1:1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first, second = asked.stderr.splitlines()
+    assert first.startswith("pintail: Kafka at 127.0.0.1:1")
+    assert "PINTAIL_KAFKA" in second
+    assert asked.returncode == 1

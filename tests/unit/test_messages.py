@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -19,6 +21,7 @@ from schemas.messages import (
     Refusal,
     RefusalCode,
     RequestError,
+    checked_request,
     protocol_json_schema,
     read_envelope,
     read_reply,
@@ -29,6 +32,8 @@ from schemas.messages import (
 )
 from streams.adapters.kafka_partitioner import partition_of
 
+NESTED: list[Any] = []
+NESTED.append(NESTED)
 HEAD = AnswerHead(
     id="q1",
     columns=[AnswerColumn(name="a", type="BIGINT")],
@@ -94,6 +99,39 @@ def test_every_fault_of_a_request_is_named(fields: bytes, words: list[str]) -> N
         read_envelope(fields).request()
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, "not JSON"), (b"", "not JSON"), (b"SELECT 1", "not JSON"), (b"[1]", "not an object")],
+)
+def test_a_value_that_is_no_object_keeps_the_reply_topic_of_its_header(value: bytes | None, words: str) -> None:
+    envelope = read_envelope(value, [("reply_to", None), ("reply_to", b"replies")])  # type: ignore[list-item]
+    assert (envelope.id, envelope.reply_to, envelope.reply_partition) == (None, "replies", None)
+    with pytest.raises(RequestError, match=words):
+        envelope.request()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sql": ""}, "sql: String should have at least 1 character"),
+        ({"params": [date(2026, 1, 1)]}, "params.0: a date is not a JSON value"),
+        ({"params": {"a": {"b": [1, b"x"]}}}, "params.a.b.1: a bytes is not a JSON value"),
+        ({"params": {1: 2}}, "the name 1 is not text"),
+        ({"params": [float("nan")]}, "params.0: nan is not a JSON value"),
+        ({"params": [1 << 70]}, "params.0: Integer exceeds 64-bit range"),
+        ({"params": ["\udc80"]}, "params.0: str is not valid UTF-8"),
+        ({"params": NESTED}, "nest deeper"),
+        ({"format": "xml"}, "format: Input should be 'json' or 'arrow'"),
+        ({"at_least": {"t": {0: -1}}}, "at_least.t.0"),
+    ],
+)
+def test_what_cannot_travel_is_named_before_it_is_sent(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        checked_request({"id": "1", "sql": "SELECT 1", **fields})
+    assert words in str(caught.value)
+    assert "json-or-python" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [b"", b"{}", b'{"status": "ok"}', b'{"status": "maybe"}', b"\xff"])
