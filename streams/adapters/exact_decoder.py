@@ -56,6 +56,8 @@ def json_change(table: TableDefinition, key: bytes | None, value: bytes | None) 
     """Reads a record of the JSON format."""
     if value is None:
         return tombstone(table, key, json_key)
+    if not value and table.is_keyed:
+        raise FaultError(ParkReason.NOT_JSON, "empty, not null; to delete send a null value (kcat -Z)")
     document = read_json(value)
     if not isinstance(document, dict):
         raise FaultError(ParkReason.NOT_AN_OBJECT, f"expected a JSON object, got {described(document)}")

@@ -174,6 +174,12 @@ def test_a_poison_record_costs_only_itself(decoder: Decoder, value: bytes, reaso
 
 
 @DECODERS
+def test_an_empty_value_is_told_how_a_delete_is_sent(decoder: Decoder) -> None:
+    (parked,) = decoder.decode(FLIGHTS, batch(FLIGHTS, [b""])).parked
+    assert parked.detail == "empty, not null; to delete send a null value (kcat -Z)"
+
+
+@DECODERS
 def test_the_deepest_legal_nesting_and_pretty_printing_pass(decoder: Decoder) -> None:
     nested = b'{"id":1,"x":' + b"[" * (JSON_DEPTH_MAX - 1) + b"]" * (JSON_DEPTH_MAX - 1) + b"}"
     pretty = b'\r\n {\n  "id" : 2,\r\n  "carrier" : "[[[[" }\n'
