@@ -31,6 +31,7 @@ RESTART_RESET_SECONDS = 30.0
 ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT})
 _READY_POLL_SECONDS = 0.05
 _LOG_TAIL_LINES = 12
+_LAST_WORDS_LINES = 6
 _LOG_TAIL_BYTES = 32 * KIB
 
 
@@ -83,6 +84,8 @@ class ChildProcess:
         self._watcher: threading.Thread | None = None
         self._ready = False
         self._deaths = 0
+        #: Size of the log when the running incarnation was started.
+        self._log_start = 0
 
     @property
     def name(self) -> str:
@@ -163,15 +166,15 @@ class ChildProcess:
             self.specification.after_stop()
         self._report(self.name, ProcessState.STOPPED, "" if orderly else "killed: it did not end in time")
 
-    def log_tail(self) -> str:
-        """The last lines of its log, for error messages."""
+    def log_tail(self, *, lines_max: int = _LOG_TAIL_LINES, since: int = 0) -> str:
+        """The last lines of its log, for error messages; only what was written from byte `since` on."""
         try:
             with self.specification.log.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+                log.seek(max(since, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
                 lines = log.read().decode(errors="replace").splitlines()
         except FileNotFoundError:
             return "  (no log)"
-        return "\n".join(f"  {line[:300]}" for line in lines[-_LOG_TAIL_LINES:]) or "  (its log is empty)"
+        return "\n".join(f"  {line[:300]}" for line in lines[-lines_max:]) or "  (it logged nothing)"
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
         """Starts an incarnation, unless `stop` was called; under the lock, so that `stop` sees the newest one."""
@@ -180,6 +183,7 @@ class ChildProcess:
             if self._unwanted.is_set():
                 return None
             with specification.log.open("ab") as log:
+                self._log_start = log.seek(0, os.SEEK_END)
                 popen = subprocess.Popen(
                     specification.command,
                     stdin=subprocess.DEVNULL,
@@ -208,14 +212,20 @@ class ChildProcess:
                 if self._unwanted.is_set():
                     return
             if not self.specification.restart:
-                self._report(self.name, ProcessState.DIED, describe_exit(code))
+                self._report(self.name, ProcessState.DIED, f"{describe_exit(code)}; {self._last_words()}")
                 return
             if time.monotonic() - started > RESTART_RESET_SECONDS:
                 backoff.reset()
             delay = backoff.next_delay_seconds()
-            self._report(self.name, ProcessState.DIED, f"{describe_exit(code)}; restarting in {delay:.1f} s")
+            going_on = f"restarting in {delay:.1f} s"
+            self._report(self.name, ProcessState.DIED, f"{describe_exit(code)}; {going_on}; {self._last_words()}")
             self._unwanted.wait(delay)
             popen = self._spawn()
+
+    def _last_words(self) -> str:
+        """What the incarnation that just died said last, and where to read the rest."""
+        said = self.log_tail(lines_max=_LAST_WORDS_LINES, since=self._log_start)
+        return f"the end of its log, {self.specification.log}:\n{said}"
 
     def _await_ready(self, popen: subprocess.Popen[bytes]) -> None:
         started = time.monotonic()

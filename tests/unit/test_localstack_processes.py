@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,8 @@ class Bench:
         self.up = folder / "up"
         self.records = ProcessRecords(folder / "run", owner="test")
         self.reported: list[ProcessState] = []
+        self.details: list[str] = []
+        self.died = threading.Event()
         specification = ProcessSpecification(
             name="server",
             command=[sys.executable, "-c", code, str(self.up)],
@@ -37,9 +40,13 @@ class Bench:
             stop_deadline_seconds=0.3,
             restart=restart,
         )
-        self.process = ChildProcess(
-            specification, self.records, lambda _name, state, _detail: self.reported.append(state)
-        )
+        self.process = ChildProcess(specification, self.records, self._on_report)
+
+    def _on_report(self, _name: str, state: ProcessState, detail: str) -> None:
+        self.reported.append(state)
+        self.details.append(detail)
+        if state is ProcessState.DIED:
+            self.died.set()
 
 
 def test_a_process_that_dies_at_once_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
@@ -48,6 +55,32 @@ def test_a_process_that_dies_at_once_is_reported_with_the_end_of_its_log(tmp_pat
     with pytest.raises(LocalStackError, match=r"did not start.*\n.*no such table: flights"):
         bench.process.wait_until_ready()
     bench.process.stop()
+
+
+def test_the_report_of_a_death_carries_what_was_logged_last_and_where_the_log_is(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "server.log").write_text("words of an earlier run\n")
+    bench = Bench(tmp_path, "import sys; print(*range(90), sep='\\n', flush=True); sys.exit('no such table: flights')")
+    bench.process.start()
+    assert bench.died.wait(20)
+    bench.process.stop()
+    detail = bench.details[bench.reported.index(ProcessState.DIED)]
+    assert detail.startswith("exit status 1; restarting in ")
+    assert str(tmp_path / "logs" / "server.log") in detail
+    assert detail.endswith("\n  88\n  89\n  no such table: flights")
+    assert len(detail.splitlines()) == 7
+
+
+def test_a_death_without_a_word_does_not_repeat_the_words_of_an_earlier_run(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "server.log").write_text("words of an earlier run\n")
+    bench = Bench(tmp_path, "import sys; sys.exit(3)", restart=False)
+    bench.process.start()
+    assert bench.died.wait(20)
+    bench.process.stop()
+    detail = bench.details[bench.reported.index(ProcessState.DIED)]
+    assert detail.startswith("exit status 3; the end of its log, ")
+    assert detail.endswith("(it logged nothing)")
 
 
 def test_a_process_that_never_answers_is_given_up_after_its_deadline(tmp_path: Path) -> None:
