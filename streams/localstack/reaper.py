@@ -7,6 +7,7 @@ to sweep.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -33,8 +34,19 @@ def main(directory: str, owner: str, stack_file: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     while os.read(sys.stdin.fileno(), 1):
         pass
-    if ProcessRecords(Path(directory), owner=owner).sweep(owner=owner):
-        Path(stack_file).unlink(missing_ok=True)
+    # First, as in an orderly stop: nobody shall find addresses that are about to close.
+    remove_stack_file(Path(stack_file), owner)
+    ProcessRecords(Path(directory), owner=owner).sweep(owner=owner)
+
+
+def remove_stack_file(path: Path, owner: str) -> None:
+    """Removes the stack file of run `owner`; one that another run has published since stays."""
+    try:
+        published_by = json.loads(path.read_text())["run"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return
+    if published_by == owner:
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

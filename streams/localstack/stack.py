@@ -310,7 +310,7 @@ class LocalStack:
                 name: {"pid": process.pid, "log": str(process.specification.log), "port": process.specification.port}
                 for name, process in list(self.processes.items())
             }
-            stack = {"pid": os.getpid(), "settings": self._settings(), "processes": processes}
+            stack = {"pid": os.getpid(), "run": self._owner, "settings": self._settings(), "processes": processes}
             # Addresses may carry passwords.
             write_atomically(self.stack_file, json.dumps(stack, indent=2) + "\n", mode=0o600)
 

@@ -22,6 +22,7 @@ from confluent_kafka import Consumer, Producer
 from streams.config import load_settings
 from streams.errors import LocalStackError, MissingProgramError
 from streams.localstack.ports import is_free
+from streams.localstack.reaper import remove_stack_file
 from streams.localstack.redis_server import redis_answers
 from streams.localstack.stack import LocalStack, StackOptions
 
@@ -72,6 +73,28 @@ def test_a_killed_run_leaves_no_orphans(tmp_path: Path, with_reaper: bool) -> No
             assert _gone(orphan)
     _eventually(lambda: _gone(orphan) and _gone(reaper))
     assert not (tmp_path / "stack.json").exists()
+
+
+def test_after_a_kill_the_stack_file_goes_before_what_it_names(tmp_path: Path) -> None:
+    """Redis is paused, so that it cannot end: the file must be gone while it still runs."""
+    with subprocess.Popen([sys.executable, "-c", HOLD_A_STACK, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        orphan = psutil.Process(_stack_file(tmp_path)["processes"]["redis"]["pid"])
+        orphan.suspend()
+        holder.kill()
+    _eventually(lambda: not (tmp_path / "stack.json").exists())
+    assert not _gone(orphan)
+    orphan.resume()
+    _eventually(lambda: _gone(orphan))
+
+
+def test_the_stack_file_of_a_later_run_is_left_alone(tmp_path: Path) -> None:
+    with LocalStack(tmp_path, REDIS_ONLY) as stack:
+        remove_stack_file(stack.stack_file, "an earlier run")
+        assert stack.stack_file.exists()
+        remove_stack_file(stack.stack_file, _stack_file(tmp_path)["run"])
+        assert not stack.stack_file.exists()
 
 
 def test_two_stacks_in_one_folder_are_refused_with_the_holders_pid(tmp_path: Path) -> None:
