@@ -48,7 +48,7 @@ QUESTIONS = (
         """,
     ),
     Question(
-        "Which was the worst day of each month to fly? (window function)",
+        "Of each month's worst day to fly, which five were the worst? (window function)",
         """
         SELECT month, day, round(avg(dep_delay), 1) AS mean_delay, count(*) FILTER (dep_time IS NULL) AS cancelled
         FROM flights GROUP BY month, day
