@@ -22,11 +22,15 @@ from rich.console import Console
 from schemas.catalog import Catalog, load_catalog
 from streams.adapters.kafka_topics import topics_of
 from streams.config import ENVIRONMENT_PREFIX, URL_SETTINGS, Settings, load_settings
-from streams.errors import ConfigurationError
+from streams.errors import ConfigurationError, MissingProgramError
 from streams.localstack.memory_broker import LIMITS
 from streams.localstack.processes import ProcessState
 from streams.localstack.stack import SERVICES, LocalStack, StackOptions
 from streams.urls import redacted
+
+_WITHOUT_JAVA = (
+    "or use a broker of yours: PINTAIL_KAFKA=host:port; or take a first look without either: --broker memory"
+)
 
 
 class Broker(StrEnum):
@@ -79,6 +83,8 @@ def dev(
             stack.wait()
         except KeyboardInterrupt:
             progress.resume("stopping")
+        except MissingProgramError as missing:
+            raise MissingProgramError(missing.message, hint=f"{missing.hint}; {_WITHOUT_JAVA}") from None
         finally:
             with _signals_ignored():
                 stack.stop()

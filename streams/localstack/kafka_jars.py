@@ -21,9 +21,9 @@ from streams.errors import LocalStackError, MissingProgramError
 
 FILES = Path(__file__).resolve().parent / "kafka_files"
 JAVA_VERSION_MIN = 17
+#: Without the ways around Kafka: whether there are any, only the command that starts the stack knows.
 _WHAT_TO_INSTALL = (
-    "Debian, Ubuntu: sudo apt-get install openjdk-17-jre-headless maven; macOS: brew install openjdk@17 maven; "
-    "or use a broker of yours: PINTAIL_KAFKA=host:port; or take a first look without either: --broker memory"
+    "Debian, Ubuntu: sudo apt-get install openjdk-17-jre-headless maven; macOS: brew install openjdk@17 maven"
 )
 
 
@@ -105,7 +105,7 @@ def _download(pom: bytes, folder: Path, progress: Callable[[str], None]) -> None
         faults = [line for line in said if "ERROR" in line] or said
         raise LocalStackError(
             "Maven could not download Kafka:\n" + "\n".join(f"  {line[:300]}" for line in faults[:8]),
-            hint="check the network and Maven's settings.xml, then try again; or PINTAIL_KAFKA=host:port",
+            hint="check the network and Maven's settings.xml, then try again",
         )
     partial.rename(folder)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import orjson
 import psutil
+import pytest
 
 from loadtest.observers import get
 from streams.localstack.stack import LocalStack, StackOptions
@@ -140,6 +141,18 @@ def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
     assert status == 130, demo.output
     assert "Traceback" not in demo.output
     assert processes_of(tmp_path) == []
+
+
+def test_without_java_the_demo_offers_only_what_it_can_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with running_demo(tmp_path / "demo") as demo:
+        status = demo.finish()
+    assert status == 1
+    assert "apt-get install openjdk-17" in demo.output
+    assert "PINTAIL_KAFKA" not in demo.output
+    assert "--broker" not in demo.output
 
 
 def test_a_folder_with_other_data_is_not_wiped(tmp_path: Path) -> None:

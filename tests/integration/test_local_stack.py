@@ -167,8 +167,18 @@ def test_without_a_java_that_is_new_enough_the_error_says_what_to_install(
     _only_program(tmp_path / "bin", monkeypatch, "java", says)
     with pytest.raises(MissingProgramError, match="Java 17 or newer") as missing:
         LocalStack(tmp_path / "data", StackOptions(services=("kafka",))).start()
-    for way_out in ("apt-get install openjdk-17", "brew install", "PINTAIL_KAFKA", "--broker memory"):
+    for way_out in ("apt-get install openjdk-17", "brew install"):
         assert way_out in missing.value.hint
+    assert "PINTAIL_KAFKA" not in missing.value.hint  # not everything that starts a stack takes another broker
+
+
+def test_without_java_pintail_dev_names_what_it_can_do_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _only_program(tmp_path / "bin", monkeypatch, "java", None)
+    command = [sys.executable, "-m", "streams.cli.main", "dev", "--data-dir", str(tmp_path / "data")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    for way_out in ("apt-get install openjdk-17", "PINTAIL_KAFKA", "--broker memory"):
+        assert way_out in ended.stderr
 
 
 def test_without_maven_the_first_start_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
