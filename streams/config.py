@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -34,6 +35,12 @@ URL_SETTINGS = {
     "clickhouse": ("http://user:password@host:8123/database", ("http", "https")),
 }
 PACKAGED_TABLES = Path(__file__).resolve().parent.parent / "schemas" / "tables"
+
+#: What the patterns below mean, in words.
+_FORMS = {
+    "worker": "1 to 64 letters, digits, dots, underscores and hyphens, such as store-0",
+    "store_memory_limit": "a number and a unit (KB, MB, GB, KiB, MiB or GiB), such as 512MB",
+}
 
 
 class Settings(BaseSettings):
@@ -137,6 +144,7 @@ class Settings(BaseSettings):
     def _take_snapshot_key_from_its_file(self) -> Self:
         if self.snapshot_key_file is not None and not self.snapshot_key.get_secret_value():
             self.snapshot_key = _read_key(self.snapshot_key_file)
+            self.model_fields_set.discard("snapshot_key")  # it was not given itself
         return self
 
     @field_validator("kafka")
@@ -240,18 +248,23 @@ def load_settings(settings_file: Path = SETTINGS_FILE, *, running_stack: bool = 
     `running_stack=False` leaves out the local stack, for the one who is about to start it. Raises ConfigurationError
     that lists every fault.
     """
-    values = {**_read_toml(settings_file), **overrides}
-    data_dir = Path(_from_environment("data_dir") or values.get("data_dir") or ".pintail")
+    in_file = _read_toml(settings_file)
+    unknown = [name for name in in_file if name not in Settings.model_fields]
+    values = {**{name: value for name, value in in_file.items() if name not in unknown}, **overrides}
+    data_dir = Path(_from_environment("data_dir") or str(values.get("data_dir") or ".pintail"))
     if running_stack:
         values = {**read_stack_file(data_dir), **values}
+    faults = [f"{settings_file}: {name}: no such setting{_did_you_mean(name)}" for name in unknown]
     try:
-        return Settings(**values)
+        settings = Settings(**values)
     except ValidationError as error:
-        faults = [f"{ENVIRONMENT_PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        faults += [_fault(detail, settings_file, in_file) for detail in error.errors()]
+    if faults:
         raise ConfigurationError(
             "settings that cannot be used:\n  " + "\n  ".join(faults),
             hint="correct them in the environment or in pintail.toml; `pintail config` shows all settings",
-        ) from None
+        )
+    return settings
 
 
 def read_stack_file(data_dir: Path) -> dict[str, str]:
@@ -261,6 +274,23 @@ def read_stack_file(data_dir: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     return {name: value for name, value in stack.get("settings", {}).items() if name in Settings.model_fields}
+
+
+def _fault(detail: Mapping[str, Any], settings_file: Path, in_file: Collection[str]) -> str:
+    """One validation fault: where the value was set, and what it must be."""
+    name = str(detail["loc"][0]) if detail["loc"] else "settings"
+    from_file = name in in_file and _from_environment(name) is None
+    where = f"{settings_file}: {name}" if from_file else f"{ENVIRONMENT_PREFIX}{name.upper()}"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"{where}: {detail['input']!r} is not {_FORMS[name]}"
+    return f"{where}: {str(detail['msg']).removeprefix('Value error, ')}"
+
+
+def _did_you_mean(name: str) -> str:
+    """The setting that an unknown key resembles, also if it is spelt as its variable."""
+    plain = name.lower().removeprefix(ENVIRONMENT_PREFIX.lower())
+    near = get_close_matches(plain, list(Settings.model_fields), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _read_key(path: Path) -> SecretStr:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streams.cli.output import table_console
 from streams.client.answer import Answer
 from streams.client.blocking import Client
 from streams.config import load_settings
@@ -69,8 +70,7 @@ def query(
             format="arrow" if output_format is OutputFormat.ARROW else "json",
         )
     if output_format is OutputFormat.TABLE and output is None:
-        # A pipe has no width to fit.
-        Console(width=None if sys.stdout.isatty() else 10_000).print(rich_table(answer))
+        table_console().print(rich_table(answer))
     else:
         encoded = _ENCODERS[output_format](answer)
         if output is None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from schemas import arrow_schema, clickhouse_ddl, duckdb_ddl, json_schema
@@ -19,6 +18,7 @@ from schemas.parser import parse_table
 from schemas.table import TableDefinition
 from schemas.table_options import format_retention
 from schemas.table_sql import table_sql
+from streams.cli.output import table_console
 from streams.config import load_settings
 from streams.errors import TableFileError
 
@@ -66,7 +66,7 @@ def list_tables(context: typer.Context) -> None:
             retention,
             str(table.schema_version),
         )
-    Console().print(listing)
+    table_console().print(listing)
 
 
 @commands.command()

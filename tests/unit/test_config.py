@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from streams.adapters.clickhouse_sink import ClickHouseSink
 from streams.adapters.redis_snapshots import RedisSnapshotRepository
 from streams.cli.main import app as application
-from streams.config import STACK_FILE_NAME, Settings, load_settings
+from streams.config import _FORMS, STACK_FILE_NAME, Settings, load_settings
 from streams.errors import ConfigurationError
 from streams.urls import redacted
 
@@ -60,10 +61,87 @@ def test_every_fault_is_reported_at_once_with_the_variable_to_set(monkeypatch: p
     assert "secret-but-short" not in message
 
 
-def test_an_unknown_setting_in_the_file_is_a_fault_and_not_ignored(tmp_path: Path) -> None:
-    (tmp_path / "pintail.toml").write_text("snapshots_keep = 9\n")
-    with pytest.raises(ConfigurationError, match="SNAPSHOTS_KEEP"):
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("snapshots_keep = 9", "pintail.toml: snapshots_keep: no such setting; did you mean snapshots_kept?"),
+        ('PINTAIL_KAFKA = "localhost:9092"', "pintail.toml: PINTAIL_KAFKA: no such setting; did you mean kafka?"),
+        ("qqqq = 9", "pintail.toml: qqqq: no such setting"),
+    ],
+)
+def test_an_unknown_setting_in_the_file_is_a_fault_and_not_ignored(tmp_path: Path, line: str, words: str) -> None:
+    (tmp_path / "pintail.toml").write_text(f"{line}\nstore_threads = 0\n")
+    with pytest.raises(ConfigurationError) as failure:
         load_settings()
+    _, unknown, threads = str(failure.value.message).splitlines()
+    assert unknown.strip() == words
+    assert threads.strip().startswith("pintail.toml: store_threads: ")
+
+
+def test_a_fault_names_the_place_that_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pintail.toml").write_text('worker = "fine"\ndata_dir = 5\n')
+    monkeypatch.setenv("PINTAIL_WORKER", "not fine")
+    with pytest.raises(ConfigurationError) as failure:
+        load_settings()
+    assert "PINTAIL_WORKER: 'not fine' is not 1 to 64 letters" in failure.value.message
+    assert "pintail.toml: data_dir: " in failure.value.message
+
+
+def test_the_form_of_a_value_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PINTAIL_STORE_MEMORY_LIMIT", "lots")
+    with pytest.raises(ConfigurationError) as failure:
+        load_settings()
+    assert "PINTAIL_STORE_MEMORY_LIMIT: 'lots' is not a number and a unit" in failure.value.message
+    assert "512MB" in failure.value.message
+    assert "pattern" not in failure.value.message
+
+
+def test_every_pattern_has_its_form_in_words() -> None:
+    patterned = {
+        name
+        for name, field in Settings.model_fields.items()
+        if any(getattr(constraint, "pattern", None) for constraint in field.metadata)
+    }
+    assert patterned == _FORMS.keys()
+
+
+@pytest.fixture
+def shown() -> Callable[[], dict[str, str]]:
+    """What `pintail config` prints: variable -> the rest of its line."""
+
+    def run() -> dict[str, str]:
+        result = CliRunner().invoke(application, ["config"], catch_exceptions=False)
+        rows = (line.partition(" ") for line in result.output.splitlines())
+        return {name: rest.strip() for name, _, rest in rows}
+
+    return run
+
+
+def test_config_cuts_neither_names_nor_values_at_any_width(
+    shown: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("a" * 120) / "[bold]"
+    monkeypatch.setenv("PINTAIL_DATA_DIR", str(folder))
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = shown()
+    assert lines.keys() == {"variable", *(f"PINTAIL_{name.upper()}" for name in Settings.model_fields)}
+    assert lines["PINTAIL_DATA_DIR"].startswith(f"{folder} ")
+    for name, field in Settings.model_fields.items():
+        assert lines[f"PINTAIL_{name.upper()}"].endswith(field.description or "")
+
+
+def test_config_is_blank_where_nothing_is_set(
+    shown: Callable[[], dict[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(KEY)
+    monkeypatch.setenv("PINTAIL_SNAPSHOT_KEY_FILE", str(tmp_path / "key"))
+    lines = shown()
+    assert lines["PINTAIL_KAFKA_CA_FILE"].startswith("Certificates")
+    assert lines["PINTAIL_SNAPSHOT_KEY"].startswith("AES-256 key")
+    assert lines["PINTAIL_SNAPSHOT_KEY_FILE"].startswith(str(tmp_path / "key"))
+    assert load_settings().snapshot_key.get_secret_value() == KEY
+    monkeypatch.setenv("PINTAIL_SNAPSHOT_KEY", KEY)
+    assert shown()["PINTAIL_SNAPSHOT_KEY"].startswith("****")
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
