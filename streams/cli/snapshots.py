@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from schemas.manifest import Manifest
 from streams.adapters.redis_snapshots import open_snapshot_repository
 from streams.adapters.snapshot_codec import SnapshotCodec
+from streams.cli.output import table_console
 from streams.config import Settings, load_settings
-from streams.errors import SnapshotCorruptError, SnapshotNotFoundError
+from streams.errors import SnapshotCorruptError, SnapshotKeyError, SnapshotNotFoundError
 from streams.ports_snapshots import SnapshotRepository
 from streams.processes.recovery import SnapshotRestore
 
@@ -40,7 +40,7 @@ def default(context: typer.Context) -> None:
 
 @commands.command("list")
 def list_snapshots() -> None:
-    """List every version kept, per partition: what it holds and what it occupies."""
+    """List every version kept, per partition: what it holds, what it occupies. Exit status 1 if any is unreadable."""
     settings = load_settings()
     versions, memory = asyncio.run(_described(settings))
     if not versions:
@@ -54,10 +54,9 @@ def list_snapshots() -> None:
         occupied = "" if each.partition in shown else decimal(memory[each.partition])
         shown.add(each.partition)
         listing.add_row(str(each.partition), str(each.version), *_cells(each.outcome, occupied))
-    Console().print(listing)
-    for each in versions:
-        if isinstance(each.outcome, SnapshotCorruptError):
-            raise each.outcome
+    table_console().print(listing)
+    if errors := [each.outcome for each in versions if isinstance(each.outcome, SnapshotCorruptError)]:
+        raise _unreadable(errors, of=len(versions))
 
 
 @commands.command()
@@ -133,9 +132,18 @@ async def _kept(repository: SnapshotRepository) -> list[tuple[int, int]]:
     return [(p, v) for p in await repository.partitions() for v in await repository.versions(p)]
 
 
+def _unreadable(errors: list[SnapshotCorruptError], *, of: int) -> SnapshotCorruptError:
+    """One error about all of them, each reason and each way out named once."""
+    reasons, hints = (dict.fromkeys(texts) for texts in zip(*((e.message, e.hint) for e in errors), strict=True))
+    return SnapshotCorruptError(
+        f"{len(errors)} of {of} versions cannot be read: {'; '.join(reasons)}", hint="; ".join(hints)
+    )
+
+
 def _cells(outcome: Manifest | SnapshotCorruptError, occupied: str) -> tuple[str, ...]:
     if isinstance(outcome, SnapshotCorruptError):
-        return ("unreadable", "", "", "", occupied, "")
+        reason = "another key" if isinstance(outcome, SnapshotKeyError) else "damaged"
+        return (f"unreadable: {reason}", "", "", "", occupied, "")
     created = datetime.fromtimestamp(outcome.created_at_ms / 1000, UTC)
     offsets = ", ".join(f"{topic} {offset}" for topic, offset in sorted(outcome.next_offsets.items()))
     return (

@@ -69,7 +69,7 @@ def pintail(
         }
         for name, value in {**defaults, **settings}.items():
             monkeypatch.setenv(f"PINTAIL_{name.upper()}", value)
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", "40")  # a pipe has no width
         monkeypatch.setattr(sys, "argv", ["pintail", "snapshots", *arguments])
         with pytest.raises(SystemExit) as exit_:
             main()
@@ -101,7 +101,9 @@ def test_list_without_snapshots_says_so(pintail: Pintail) -> None:
 def test_list_under_another_key_says_which_setting_to_change(pintail: Pintail) -> None:
     shown = pintail("list", snapshot_key="00" * 32)
     assert shown.status == 1
-    assert shown.out.count("unreadable") == 3
+    assert shown.out.count("unreadable: another key") == 3
+    assert shown.err.count("3 of 3 versions cannot be read: ") == 1
+    assert shown.err.count("what to do: set PINTAIL_SNAPSHOT_KEY to the key") == 1
     assert SnapshotCodec(KEY, application="shown").key_id in shown.err
     assert "PINTAIL_SNAPSHOT_KEY" in shown.err
     assert "Traceback" not in shown.err
