@@ -122,6 +122,15 @@ def test_versions_agree_everywhere() -> None:
     assert COMPOSE["services"]["kafka"]["image"] == f"apache/kafka:{kafka[1]}"
 
 
+def test_the_readme_says_which_clickhouse_is_tested_and_which_one_is_deployed() -> None:
+    tested = re.search(r"^chdb-core==(\d+\.\d+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    deployed = COMPOSE["services"]["clickhouse"]["image"].partition(":")[2]
+    assert tested
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"tested as the embedded {tested[1]} engine" in said
+    assert tested[1] == deployed or f"not as the server {deployed} that `docker-compose.yml` runs" in said
+
+
 def test_the_image_is_built_from_files_that_the_build_can_see_by_a_user_without_privileges() -> None:
     dockerfile = (ROOT / "deploy/Dockerfile").read_text()
     visible = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] == "!"}
