@@ -31,7 +31,8 @@ RESTART_RESET_SECONDS = 30.0
 ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT})
 _READY_POLL_SECONDS = 0.05
 _LOG_TAIL_LINES = 12
-_LAST_WORDS_LINES = 6
+#: A process that was ended by a signal had nothing to say about it.
+_LOG_TAIL_LINES_OF_KILLED = 2
 _LOG_TAIL_BYTES = 32 * KIB
 
 
@@ -212,19 +213,20 @@ class ChildProcess:
                 if self._unwanted.is_set():
                     return
             if not self.specification.restart:
-                self._report(self.name, ProcessState.DIED, f"{describe_exit(code)}; {self._last_words()}")
+                self._report(self.name, ProcessState.DIED, f"{describe_exit(code)}; {self._last_words(code)}")
                 return
             if time.monotonic() - started > RESTART_RESET_SECONDS:
                 backoff.reset()
             delay = backoff.next_delay_seconds()
             going_on = f"restarting in {delay:.1f} s"
-            self._report(self.name, ProcessState.DIED, f"{describe_exit(code)}; {going_on}; {self._last_words()}")
+            self._report(self.name, ProcessState.DIED, f"{describe_exit(code)}; {going_on}; {self._last_words(code)}")
             self._unwanted.wait(delay)
             popen = self._spawn()
 
-    def _last_words(self) -> str:
+    def _last_words(self, code: int) -> str:
         """What the incarnation that just died said last, and where to read the rest."""
-        said = self.log_tail(lines_max=_LAST_WORDS_LINES, since=self._log_start)
+        lines_max = _LOG_TAIL_LINES if code >= 0 else _LOG_TAIL_LINES_OF_KILLED
+        said = self.log_tail(lines_max=lines_max, since=self._log_start)
         return f"the end of its log, {self.specification.log}:\n{said}"
 
     def _await_ready(self, popen: subprocess.Popen[bytes]) -> None:

@@ -68,7 +68,7 @@ def test_the_report_of_a_death_carries_what_was_logged_last_and_where_the_log_is
     assert detail.startswith("exit status 1; restarting in ")
     assert str(tmp_path / "logs" / "server.log") in detail
     assert detail.endswith("\n  88\n  89\n  no such table: flights")
-    assert len(detail.splitlines()) == 7
+    assert len(detail.splitlines()) == 13
 
 
 def test_a_death_without_a_word_does_not_repeat_the_words_of_an_earlier_run(tmp_path: Path) -> None:
