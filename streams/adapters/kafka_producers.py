@@ -9,18 +9,26 @@ from contextlib import suppress
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.structs import RecordMetadata
 
 from schemas.dead_letters import dead_letter_headers
 from streams.adapters.kafka_options import kafka_client_options
 from streams.config import Settings
-from streams.limits import DEAD_LETTER_BYTES_MAX, DEAD_LETTER_TRUNCATED_BYTES
+from streams.limits import DEAD_LETTER_BYTES_MAX, DEAD_LETTER_TRUNCATED_BYTES, KIB
 from streams.ports import DeadLetter
 
 logger = logging.getLogger(__name__)
 
+#: Of dead letters that travel together; below what any broker takes by default.
+_BATCH_BYTES_MAX = 256 * KIB
+
 
 class KafkaDeadLetters:
-    """streams.ports.DeadLetters: idempotent producer, acks=all, LZ4."""
+    """streams.ports.DeadLetters: acks=all, LZ4.
+
+    Not idempotent: aiokafka's producer spends the sequence number of a batch that its topic refuses as too large, and
+    the broker would refuse every later one. A retry may repeat a letter, which the contract allows.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -30,9 +38,9 @@ class KafkaDeadLetters:
         self._producer = AIOKafkaProducer(
             **kafka_client_options(self._settings),
             acks="all",
-            enable_idempotence=True,
             compression_type="lz4",
             max_request_size=DEAD_LETTER_BYTES_MAX,
+            max_batch_size=_BATCH_BYTES_MAX,
         )
         await self._producer.start()
 
@@ -42,21 +50,36 @@ class KafkaDeadLetters:
 
     async def park(self, letters: Sequence[DeadLetter]) -> None:
         """See streams.ports.DeadLetters. A failure is raised once every other letter has been sent or has failed."""
-        outcomes = await asyncio.gather(*[self._park(letter) for letter in letters], return_exceptions=True)
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+        # One after the other into the producer's batches: as many tasks would all wake at every batch that leaves.
+        underway = [(letter, await self._send(letter, letter.value)) for letter in letters if _is_small(letter)]
+        failures: list[KafkaError] = []
+        for letter, acknowledged in underway:
+            try:
+                await acknowledged
+            except MessageSizeTooLargeError:  # all of its batch: the topic was made with a smaller limit than ours
+                await self._park_alone(letter)
+            except KafkaError as error:
+                failures.append(error)
+        for letter in letters:
+            if not _is_small(letter):
+                await self._park_alone(letter)
+        if failures:
+            raise failures[0]
 
-    async def _park(self, letter: DeadLetter) -> None:
+    async def _park_alone(self, letter: DeadLetter) -> None:
         """Whole where it fits its topic; else the start of the payload, and a header that says so."""
         value = letter.value or b""
         room = DEAD_LETTER_BYTES_MAX - DEAD_LETTER_TRUNCATED_BYTES - len(letter.key or b"")
         if len(value) <= room:
-            with suppress(MessageSizeTooLargeError):  # the topic was made with a smaller limit than ours
-                return await self._send(letter, letter.value)
-        return await self._send(letter, value[:DEAD_LETTER_TRUNCATED_BYTES], truncated=True)
+            with suppress(MessageSizeTooLargeError):
+                await (await self._send(letter, letter.value))
+                return
+        await (await self._send(letter, value[:DEAD_LETTER_TRUNCATED_BYTES], truncated=True))
 
-    async def _send(self, letter: DeadLetter, value: bytes | None, *, truncated: bool = False) -> None:
+    async def _send(
+        self, letter: DeadLetter, value: bytes | None, *, truncated: bool = False
+    ) -> asyncio.Future[RecordMetadata]:
+        """Hands it to the producer; the future is done when the letter is durable."""
         headers = dead_letter_headers(
             topic=letter.source.topic,
             partition=letter.source.partition,
@@ -69,7 +92,15 @@ class KafkaDeadLetters:
         )
         # aiokafka refuses a record without key and value.
         value = b"" if letter.key is None and value is None else value
-        await self._producer.send_and_wait(letter.dead_letter_topic, value=value, key=letter.key, headers=headers)
+        sent: asyncio.Future[RecordMetadata] = await self._producer.send(
+            letter.dead_letter_topic, value=value, key=letter.key, headers=headers
+        )
+        return sent
+
+
+def _is_small(letter: DeadLetter) -> bool:
+    """Whether it shares a batch with others."""
+    return len(letter.value or b"") + len(letter.key or b"") <= _BATCH_BYTES_MAX // 4
 
 
 class KafkaReplies:
