@@ -5,6 +5,6 @@ Map (imports point downwards only)
     processes/                   what runs: ingestion, recovery, snapshotting, delivery, answering
     adapters/                    one technology each: duckdb_*, redis_*, kafka_*, clickhouse_*, memory_*
     ports.py                     the contracts between processes and adapters
-    config.py, telemetry.py, retry.py             plumbing
+    config.py, telemetry.py, retry.py, finishing.py          plumbing
     batches.py, positions.py, errors.py, limits.py, urls.py  vocabulary
 """

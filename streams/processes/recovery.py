@@ -10,7 +10,8 @@ is refused by the log-gap check when the log no longer reaches back. A file that
 away is no reason to silently replay the whole log: recovery waits for Redis until a deadline, then raises. Snapshots
 under another key are a configuration error, raised for the same reason.
 
-Then the assignment's epoch is claimed and written into the store. Called by processes/hosting.py for each assignment.
+Then the assignment's epoch is claimed and written into the store. No thread of a cancelled recovery outlives it, so the
+caller can close what was opened. Called by processes/hosting.py for each assignment.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from streams.errors import (
     SnapshotStoreUnavailableError,
     StoreCorruptError,
 )
+from streams.finishing import in_thread
 from streams.ports_snapshots import SnapshotRepository
 from streams.retry import Backoff
 
@@ -123,9 +125,9 @@ class Recovery:
             logger.info("partition %d: no local file", partition)
             return None
         try:
-            store = await asyncio.to_thread(self._store.open_partition, partition)
+            store = await in_thread(self._store.open_partition, partition)
         except StoreCorruptError as error:
-            aside = await asyncio.to_thread(put_aside, path)
+            aside = await in_thread(put_aside, path)
             logger.error("partition %d: the local file is damaged and was kept as %s: %s", partition, aside.name, error)
             return None
         logger.info("partition %d: local file opened, at %s", partition, store.next_offsets())
@@ -140,7 +142,7 @@ class Recovery:
             restore = SnapshotRestore(repository, codec, partition, version)
             try:
                 await self._patiently(partition, partial(restore.to, self._store.path_of(partition)))
-                store = await asyncio.to_thread(self._store.open_partition, partition)
+                store = await in_thread(self._store.open_partition, partition)
             except SnapshotKeyError:
                 raise
             except SnapshotCorruptError as error:
@@ -151,7 +153,7 @@ class Recovery:
                 logger.info("partition %d: snapshot version %d was retired meanwhile", partition, version)
             except StoreCorruptError as error:
                 logger.error("partition %d: version %d restored, but does not open: %s", partition, version, error)
-                await asyncio.to_thread(put_aside, self._store.path_of(partition))
+                await in_thread(put_aside, self._store.path_of(partition))
             else:
                 logger.info("partition %d: version %d restored, at %s", partition, version, store.next_offsets())
                 return _Found(store, Rung.SNAPSHOT, version, restore.bytes_loaded)
@@ -163,11 +165,11 @@ class Recovery:
 
     async def _from_whole_log(self, partition: int) -> _Found:
         logger.warning("partition %d: starts empty, everything the log holds is replayed", partition)
-        return _Found(await asyncio.to_thread(self._store.open_partition, partition), Rung.WHOLE_LOG)
+        return _Found(await in_thread(self._store.open_partition, partition), Rung.WHOLE_LOG)
 
     async def _claim_epoch(self, store: PartitionStore) -> int:
         """The new assignment's epoch, above the one in the file; from the repository, if it can be reached."""
-        epoch = await asyncio.to_thread(store.epoch) + 1
+        epoch = await in_thread(store.epoch) + 1
         if self._repository is not None:
             try:
                 epoch = await self._repository.claim_epoch(store.partition, at_least=epoch)
@@ -178,7 +180,7 @@ class Recovery:
                     epoch,
                     error,
                 )
-        await asyncio.to_thread(store.set_epoch, epoch)
+        await in_thread(store.set_epoch, epoch)
         return epoch
 
     async def _patiently(self, partition: int, action: Callable[[], Awaitable[Result]]) -> Result:
@@ -214,7 +216,7 @@ class SnapshotRestore:
     async def manifest(self) -> Manifest:
         """Raises SnapshotNotFoundError, SnapshotCorruptError, SnapshotKeyError."""
         sealed = await self._repository.load_manifest(self._partition, self._version)
-        return await asyncio.to_thread(self._codec.open_manifest, self._partition, self._version, sealed)
+        return await in_thread(self._codec.open_manifest, self._partition, self._version, sealed)
 
     async def to(self, path: Path) -> Manifest:
         """Puts the version's file at `path` in one step, durably; until then whatever is there stays as it is.
@@ -226,13 +228,13 @@ class SnapshotRestore:
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 manifest = await self.check(write=lambda block: _write_all(fd, block))
-                await asyncio.to_thread(os.fsync, fd)
+                await in_thread(os.fsync, fd)
             finally:
                 os.close(fd)
             for log in wal_files(path):
                 log.unlink()
             temporary.replace(path)
-            await asyncio.to_thread(_sync_folder, path.parent)
+            await in_thread(_sync_folder, path.parent)
         finally:
             temporary.unlink(missing_ok=True)
         return manifest
@@ -249,7 +251,7 @@ class SnapshotRestore:
             names = manifest.blocks[start : start + BATCH_BLOCKS]
             sealed = await self._repository.load_blocks(self._partition, frozenset(names))
             self.bytes_loaded += sum(map(len, sealed.values()))
-            written += await asyncio.to_thread(self._open_batch, names, sealed, write, faults)
+            written += await in_thread(self._open_batch, names, sealed, write, faults)
         if faults:
             raise SnapshotCorruptError(
                 f"snapshot version {self._version} of partition {self._partition} lacks {len(faults)} of "

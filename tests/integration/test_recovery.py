@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 
@@ -170,6 +171,38 @@ async def test_a_restore_that_fails_leaves_what_is_there(
     with pytest.raises(SnapshotCorruptError):
         await SnapshotRestore(repository, CODEC, P, 1).to(stores.path_of(P))
     assert stores.path_of(P).read_bytes() == before
+
+
+async def test_a_cancelled_restore_writes_nothing_after_its_file_is_closed(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor may belong to another partition's file by then."""
+    await snapshot_versions(stores.open_partition(P), repository, 1)
+    lose_disk(stores)
+    writing, gate, descriptors = threading.Event(), threading.Event(), list[int]()
+    write = os.write
+
+    def write_behind_the_gate(fd: int, data: memoryview) -> int:
+        descriptors.append(fd)
+        writing.set()
+        assert gate.wait(20)
+        os.fstat(fd)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", write_behind_the_gate)
+    restoring = asyncio.create_task(SnapshotRestore(repository, CODEC, P, 1).to(stores.path_of(P)))
+    await asyncio.to_thread(writing.wait, 20)
+    restoring.cancel()
+    await asyncio.sleep(0)
+    os.fstat(descriptors[0])  # still the restore's own
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    written = len(descriptors)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptors[0])
+    assert written == len(descriptors)
+    assert [path.name for path in stores.path_of(P).parent.glob(f"{P}.duckdb*")] == []
 
 
 @pytest.mark.parametrize("fault", ["missing block", "flipped bit", "swapped blocks", "damaged manifest"])

@@ -48,7 +48,7 @@ CLOSED: dict[str, tuple[str, ...]] = {"agents": ("streams.cli", "streams.client"
 #: Storeys of streams/, ground floor first: a module imports its own storey and those below.
 STOREYS: tuple[tuple[str, ...], ...] = (
     ("streams.errors", "streams.positions", "streams.limits", "streams.batches", "streams.urls"),
-    ("streams.config", "streams.telemetry", "streams.retry"),
+    ("streams.config", "streams.telemetry", "streams.retry", "streams.finishing"),
     ("streams.ports", "streams.ports_snapshots"),
     ("streams.adapters",),
     ("streams.processes",),
