@@ -1,8 +1,9 @@
 """DuckDBStore: a worker's DuckDB instance with one attached file per partition, and what queries may see of it.
 
 One instance means one buffer pool and one memory limit; one file per partition means that a partition can be written,
-copied, lost and restored alone. Queries see views in an in-memory catalog, never the attached files. Called by the
-ingestion, recovery and query processes, from any thread.
+copied, lost and restored alone. Queries see views in an in-memory catalog, never the attached files, and no view names
+a file that is being closed. A partition that is opened or closed waits for what it has to in a turn of its own, so that
+no other partition and no query waits with it. Called by the ingestion, recovery and query processes, from any thread.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -48,9 +50,13 @@ class DuckDBStore:
         self._directory = directory.resolve()
         self._directory.mkdir(parents=True, exist_ok=True)
         self._catalog = catalog
-        self._lock = threading.RLock()  # guards the instance's catalog and the fields below
+        #: Of each partition, while it is opened, closed or removed. Taken before _lock.
+        self._turns: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = threading.RLock()  # guards the instance's catalog and the fields below; never held while waiting
         self._partitions: dict[int, PartitionStore] = {}
+        self._closing: set[int] = set()
         self._file_locks: dict[int, FileLock] = {}
+        self._visible: frozenset[int] = frozenset()
         self._scopes: frozenset[str] = frozenset()
         self._instance = _open_instance(self._directory, memory_limit, threads)
         self.publish_scopes(())
@@ -69,38 +75,46 @@ class DuckDBStore:
 
         Idempotent. Raises StoreLockedError, StoreCorruptError.
         """
-        with self._lock:
-            if partition in self._partitions:
-                return self._partitions[partition]
+        with self._turn_of(partition):
+            if opened := self.partitions().get(partition):
+                return opened
             file_lock = FileLock(self._directory / f"{partition}.lock")
             try:
                 store = self._attach(partition)
             except BaseException:
                 file_lock.release()
                 raise
-            self._file_locks[partition] = file_lock
-            self._partitions[partition] = store
+            with self._lock:
+                self._file_locks[partition] = file_lock
+                self._partitions[partition] = store
             return store
 
     def close_partition(self, partition: int) -> None:
-        """Fences the writer, waits for the transaction in flight, detaches the file and unlocks it. Idempotent.
+        """Takes the file from the views, fences the writer, waits for the transaction or the copy in flight, detaches
+        the file and unlocks it. Idempotent, also after a failure.
 
         A query that still runs on the partition keeps the file open until it ends, but cannot change it.
         """
-        with self._lock:
-            store = self._partitions.get(partition)
-            if store is None:
-                return
+        with self._turn_of(partition):
+            with self._lock:
+                store = self._partitions.get(partition)
+                if store is None:
+                    return
+                self._closing.add(partition)
+                if partition in self._visible:
+                    self.publish_scopes(self._visible)
             store.release()
-            self._instance.execute(f"DETACH {store.database}")
-            store.close_descriptor()
-            del self._partitions[partition]
-            self._file_locks.pop(partition).release()
+            with self._lock:
+                self._instance.execute(f"DETACH {store.database}")
+                store.close_descriptor()
+                del self._partitions[partition]
+                self._closing.remove(partition)
+                self._file_locks.pop(partition).release()
 
     def remove_partition(self, partition: int) -> None:
         """Deletes the file and its logs (a stale log beside a restored file would be applied to it)."""
-        with self._lock:
-            assert partition not in self._partitions, "close the partition first"
+        with self._turn_of(partition):
+            assert partition not in self.partitions(), "close the partition first"
             path = self.path_of(partition)
             file_lock = FileLock(self._directory / f"{partition}.lock")
             try:
@@ -110,9 +124,11 @@ class DuckDBStore:
                 file_lock.release()
 
     def publish_scopes(self, serving: Collection[int]) -> None:
-        """Rebuilds the views of queries over exactly these partitions: `all_partitions` and one scope for each."""
+        """Rebuilds the views of queries over exactly these partitions: `all_partitions` and one scope for each. Leaves
+        out what is not open, or is being closed."""
         with self._lock:
-            stores = {partition: self._partitions[partition] for partition in sorted(serving)}
+            readable = self._partitions.keys() - self._closing
+            stores = {partition: self._partitions[partition] for partition in sorted(readable.intersection(serving))}
             scopes = {ALL_PARTITIONS: list(stores.values())}
             scopes |= {f"p{partition}": [store] for partition, store in stores.items()}
             statements = [f"DROP SCHEMA memory.{quote(name)} CASCADE" for name in self._scopes - scopes.keys()]
@@ -120,8 +136,8 @@ class DuckDBStore:
                 statements.append(f"CREATE SCHEMA IF NOT EXISTS memory.{quote(name)}")
                 statements += [_view_sql(name, table, members) for table in self._catalog.tables]
                 statements.append(_positions_view_sql(name, members))
-            self._in_transaction(statements)
-            self._scopes = frozenset(scopes)
+            _in_transaction(self._instance, statements)
+            self._scopes, self._visible = frozenset(scopes), frozenset(stores)
 
     def query_cursor(self, partition: int | None) -> duckdb.DuckDBPyConnection:
         """A cursor for one query over the scope: all served partitions, or one. Close it after use.
@@ -138,37 +154,47 @@ class DuckDBStore:
 
     def close(self) -> None:
         """Closes all partitions and the instance."""
+        for partition in self.partitions():
+            self.close_partition(partition)
         with self._lock:
-            for partition in list(self._partitions):
-                self.close_partition(partition)
             self._instance.close()
 
-    # -- under _lock -----------------------------------------------------------------------------------------------
+    def _turn_of(self, partition: int) -> threading.Lock:
+        with self._lock:
+            return self._turns[partition]
+
+    # -- in the partition's turn -------------------------------------------------------------------------------------
 
     def _attach(self, partition: int) -> PartitionStore:
         path, database = self.path_of(partition), f"partition_{partition}"
         discard_unborn(path)
         unsound = _unsound_blocks(path)
         strip_zero_tail(path)
+        with self._lock:
+            attaching = self._instance.cursor()
         try:
-            self._instance.execute(f"ATTACH '{_text(path)}' AS {database} (STORAGE_VERSION '{_STORAGE_VERSION}')")
+            # Replays the write-ahead log, which may take a while: on a cursor of its own, so that nobody waits for it.
+            attaching.execute(f"ATTACH '{_text(path)}' AS {database} (STORAGE_VERSION '{_STORAGE_VERSION}')")
         except duckdb.Error as error:
             if _STILL_OPEN.search(str(error)):
                 raise StoreLockedError(f"{path}: {error}", hint="a query may still be reading it: retry") from error
             raise damaged(path.name, f"DuckDB refuses it: {error}") from error
-        try:
-            if unsound and (lost := unsound & self._used_blocks(database)):
-                raise damaged(path.name, f"{len(lost)} blocks are damaged, the first is block {min(lost)}")
-            self._in_transaction(self._bring_forward(database))
-            return PartitionStore(
-                partition, path, database=database, catalog=self._catalog, connection=self._instance.cursor()
-            )
-        except duckdb.Error as error:
-            self._instance.execute(f"DETACH {database}")
-            raise damaged(path.name, str(error)) from error
-        except BaseException:
-            self._instance.execute(f"DETACH {database}")
-            raise
+        finally:
+            attaching.close()
+        with self._lock:
+            try:
+                if unsound and (lost := unsound & self._used_blocks(database)):
+                    raise damaged(path.name, f"{len(lost)} blocks are damaged, the first is block {min(lost)}")
+                _in_transaction(self._instance, self._bring_forward(database))
+                return PartitionStore(
+                    partition, path, database=database, catalog=self._catalog, connection=self._instance.cursor()
+                )
+            except duckdb.Error as error:
+                self._instance.execute(f"DETACH {database}")
+                raise damaged(path.name, str(error)) from error
+            except BaseException:
+                self._instance.execute(f"DETACH {database}")
+                raise
 
     def _used_blocks(self, database: str) -> set[int]:
         """The ids of the blocks that hold the file's tables and their description."""
@@ -225,15 +251,16 @@ class DuckDBStore:
             ).fetchall()
         )
 
-    def _in_transaction(self, statements: list[str]) -> None:
-        self._instance.execute("BEGIN TRANSACTION")
-        try:
-            for statement in statements:
-                self._instance.execute(statement)
-            self._instance.execute("COMMIT")
-        except BaseException:
-            self._instance.execute("ROLLBACK")
-            raise
+
+def _in_transaction(instance: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
+    instance.execute("BEGIN TRANSACTION")
+    try:
+        for statement in statements:
+            instance.execute(statement)
+        instance.execute("COMMIT")
+    except BaseException:
+        instance.execute("ROLLBACK")
+        raise
 
 
 def _open_instance(directory: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:

@@ -18,6 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of_package
 from threading import Event
@@ -86,7 +87,7 @@ class Snapshotter:
         """Publishes a snapshot of what the store holds now; None when the newest one is whole and has the same offsets.
 
         Raises SnapshotFencedError when another owner took over, SnapshotStoreUnavailableError (retriable) when the
-        repository is away, and what the store raises. Cancelling stops at the next batch of blocks."""
+        repository is away, and what the store raises. Cancelling waits for the block at hand only."""
         memory = self._memories.setdefault(store.partition, _Memory())
         async with memory.turn:
             try:
@@ -187,6 +188,8 @@ class _Capture:
         self._names_known = names_known
         self._loop = loop
         self._stop = Event()
+        #: What the thread waits for on the event loop.
+        self._call: Future[Any] | None = None
 
     async def run(self, *, version: int, epoch: int, created_at_ms: int) -> Manifest:
         """The manifest of the captured file, every block of which is stored. The file is thawed when this returns or
@@ -196,6 +199,8 @@ class _Capture:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             self._stop.set()
+            if self._call is not None:
+                self._call.cancel()
             await asyncio.wait([work])
             if not work.cancelled():
                 work.exception()  # retrieved: whatever ended it no longer matters
@@ -249,7 +254,10 @@ class _Capture:
         self._names_known.update((fingerprint, name) for name, (fingerprint, _) in new.items())
 
     def _await(self, call: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        self._call = future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        if self._stop.is_set():
+            future.cancel()
+        return future.result()
 
 
 def block_ranges(file_bytes: int) -> Iterator[tuple[int, int]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -280,6 +282,72 @@ def test_closing_waits_for_the_transaction_in_flight_and_fences_later_ones(store
     again = store.open_partition(0)
     assert again.next_offsets() == reached
     assert rows(store, "SELECT count(*), max(_offset) + 1 FROM events") == [(reached[EVENTS.topic],) * 2]
+
+
+def test_a_partition_that_takes_long_to_close_holds_up_no_other_and_no_query(store: DuckDBStore) -> None:
+    """A copy of its file goes on, as while a snapshot waits for its repository."""
+    partition = store.open_partition(0)
+    store.open_partition(1).apply([decoded(FLIGHTS, [{"id": 1}], partition=1)])
+    store.publish_scopes([0, 1])
+    closing = threading.Thread(target=store.close_partition, args=[0])
+    others = threading.Event()
+
+    def use_the_others() -> None:
+        store.query_cursor(1).close()
+        store.open_partition(2)
+        store.close_partition(2)
+        store.publish_scopes([0, 1])
+        others.set()
+
+    with partition.frozen():
+        closing.start()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while 0 in visible(store):
+            assert time.monotonic() < deadline, "the partition is not taken from the views"
+        using = threading.Thread(target=use_the_others)
+        using.start()
+        assert others.wait(DEADLINE_SECONDS)
+        assert visible(store) == [1], "a partition that is being closed is not made visible again"
+        assert closing.is_alive()
+    closing.join(DEADLINE_SECONDS)
+    using.join(DEADLINE_SECONDS)
+    assert sorted(store.partitions()) == [1]
+
+
+def visible(store: DuckDBStore) -> list[int]:
+    """The partitions that a query over all of them reads."""
+    cursor = store.query_cursor(None)
+    try:
+        described = cursor.execute("SELECT sql FROM duckdb_views() WHERE view_name = '_positions'").fetchall()
+    finally:
+        cursor.close()
+    return sorted({int(number) for (sql,) in described for number in re.findall(r"partition_(\d+)", sql)})
+
+
+def test_partitions_come_and_go_side_by_side(store: DuckDBStore) -> None:
+    faults: list[BaseException] = []
+
+    def come_and_go(number: int) -> None:
+        try:
+            for turn in range(12):
+                partition = store.open_partition(number)
+                partition.apply([decoded(FLIGHTS, [{"id": turn}], partition=number, first=turn)])
+                store.publish_scopes(range(4))
+                cursor = store.query_cursor(number)
+                assert cursor.execute("SELECT count(*) FROM flights").fetchall() == [(turn + 1,)]
+                cursor.close()
+                store.close_partition(number)
+        except BaseException as error:
+            faults.append(error)
+            raise
+
+    threads = [threading.Thread(target=come_and_go, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_SECONDS * 3)
+    assert faults == []
+    assert store.partitions() == {}
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
