@@ -51,3 +51,21 @@ async def retrying(action: Callable[[], Awaitable[Result]], *, what: str, backof
             delay = backoff.next_delay_seconds()
             logger.warning("%s failed, again in %.1f s: %r", what, delay, error)
             await asyncio.sleep(delay)
+
+
+async def persisting(action: Callable[[], Awaitable[Result]], *, what: str, backoff: Backoff) -> Result:
+    """Repeats `action` whatever it raises: for tasks of their own, whose early end nobody would notice. Cancel it to
+    give up."""
+    while True:
+        try:
+            return await action()
+        except Exception as error:  # noqa: BLE001  # the boundary of a task that nobody waits for
+            delay = backoff.next_delay_seconds()
+            logger.warning("%s failed, again in %.1f s: %s", what, delay, in_words(error))
+            await asyncio.sleep(delay)
+
+
+def in_words(error: BaseException) -> str:
+    """A failure for a log or a status page: operating errors speak for themselves, others need their type. Keep this
+    text, not the error: its traceback would keep every batch that its frames hold."""
+    return str(error) if isinstance(error, PintailError) else f"{type(error).__name__}: {error}".removesuffix(": ")

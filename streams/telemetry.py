@@ -30,6 +30,11 @@ RECOVERY_SECONDS = Gauge("pintail_recovery_seconds", "Duration of the newest rec
 SNAPSHOT_SECONDS = Histogram("pintail_snapshot_seconds", "Duration of a snapshot", buckets=LATENCY_BUCKETS)
 SNAPSHOT_BYTES = Counter("pintail_snapshot_bytes_sent", "Encoded bytes sent to Redis", ["partition"])
 SNAPSHOT_FAILURES = Counter("pintail_snapshot_failures", "Snapshots that could not be published", ["partition"])
+PARTITION_FAULTS = Counter("pintail_partition_faults", "Faults that made a partition recover anew", ["partition"])
+REREADS = Counter(
+    "pintail_rereads", "Times the log was read again because records were damaged or missing", ["topic", "partition"]
+)
+RETENTION_FAILURES = Counter("pintail_retention_failures", "Retention sweeps of a partition that failed", ["partition"])
 QUERIES = Counter("pintail_queries", "Queries by outcome (ok or the refusal's code)", ["outcome"])
 QUERY_SECONDS = Histogram("pintail_query_seconds", "Request received to reply ready", buckets=LATENCY_BUCKETS)
 SINK_LAG_RECORDS = Gauge(
@@ -40,6 +45,7 @@ DELIVERY_SECONDS = Histogram("pintail_delivery_seconds", "One micro-batch into C
 DELIVERY_FAILURES = Counter(
     "pintail_delivery_failures", "Steps of a delivery that failed and are tried again", ["table"]
 )
+DELIVERY_FAULTS = Counter("pintail_delivery_faults", "Faults that made a delivery start anew", ["topic", "partition"])
 DELIVERY_BACKOFF_SECONDS = Gauge(
     "pintail_delivery_backoff_seconds", "Delay before the next try; 0 while deliveries succeed", ["topic", "partition"]
 )
