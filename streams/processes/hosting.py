@@ -5,6 +5,7 @@
     SERVING     queries are answered (invariant 3)
     FAILED      a named fault that only an operator can end (LogGapError); nothing is applied or answered
 
+Any other fault lets the store go and starts from RECOVERING again, after a pause that grows until records are applied.
 Every assignment makes a new HostedPartition, so late results of an old one find nobody (invariant 5). All methods run
 on the worker's event loop. Callers: agents/store_app.py (assignment, batches), processes/answering.py (ServingState).
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,13 +23,15 @@ from schemas.catalog import Catalog
 from streams import telemetry
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.batches import RecordBatch
-from streams.errors import LogGapError, SchemaRegistryError, SnapshotError, StaleEpochError
+from streams.errors import LogGapError, PintailError, SchemaRegistryError, StaleEpochError, StoreError
+from streams.finishing import all_ended, in_thread
 from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
 from streams.processes.ingestion import PartitionIngestion
+from streams.processes.log_reading import LogReading
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
-from streams.retry import Backoff
+from streams.retry import Backoff, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +66,14 @@ class HostedPartition:
     def __init__(self, partition: int, host: PartitionHost, parts: HostingParts, log: PartitionLog) -> None:
         self.partition = partition
         self.state = PartitionState.RECOVERING
-        self.failure: LogGapError | None = None
+        #: Why it is FAILED, or why it recovers anew; None while all is well.
+        self.failure: str | None = None
         self.epoch = 0
         #: How the newest recovery went; None until the first one is done.
         self.recovered: Recovered | None = None
         self.store: PartitionStore | None = None
+        #: True while queries may see the file: from just before SERVING until just after.
+        self.is_visible = False
         #: topic -> next_offset, as of the newest transaction.
         self.positions: dict[str, int] = {}
         #: The newest snapshot published under this assignment.
@@ -75,12 +81,13 @@ class HostedPartition:
         self._host = host
         self._parts = parts
         self._log = log
+        self._reading = LogReading(log)
         self._ingestion: PartitionIngestion | None = None
         self._capture: asyncio.Task[SnapshotInfo | None] | None = None
-        self._expected: dict[str, int] = {}
         self._targets: dict[str, int] = {}
         self._high_watermarks: dict[str, int] = {}
         self._moved = asyncio.Condition()
+        self._is_leaving = False
         self._task = asyncio.create_task(self._supervise(), name=f"partition-{partition}")
 
     @property
@@ -95,74 +102,115 @@ class HostedPartition:
         return self._ingestion.obstacle if self._ingestion is not None else None
 
     def submit(self, batch: RecordBatch) -> None:
-        """Queues a batch that continues where the last one ended; any other is left over from before a seek."""
-        if self._ingestion is None or self._expected.get(batch.topic) != batch.first_offset:
-            logger.debug("stale batch left out: %s", batch)
+        """Queues what of the batch continues the log; where records are missing, the log is read again."""
+        fresh = self._reading.accept(batch)
+        if fresh is None or self._ingestion is None:
             return
-        self._expected[batch.topic] = batch.next_offset
-        self._high_watermarks[batch.topic] = batch.high_watermark or batch.next_offset
-        self._ingestion.submit(batch)
+        self._high_watermarks[fresh.topic] = fresh.high_watermark or fresh.next_offset
+        self._ingestion.submit(fresh)
 
     def fail(self, failure: LogGapError) -> None:
         """Ends this partition until an operator acts. Loud: it stays in the log, the metrics and the status."""
         if self._ingestion is not None:
             self._ingestion.break_off(failure)
 
+    def read_again(self, topic_partition: TopicPartition, why: str) -> None:
+        """What Kafka delivered for this topic cannot be read: asks for it again."""
+        self._reading.read_again(topic_partition, why)
+
     async def wait_until_applied(self, topic: str, offset: int) -> None:
-        """Returns once the record at `offset` is applied. Raises StaleEpochError when the partition is let go."""
+        """Returns once the record at `offset` is applied. Raises StoreError when that will not happen here."""
+
+        def is_decided() -> bool:
+            return is_applied() or self._is_leaving or self.state is PartitionState.FAILED
+
+        def is_applied() -> bool:
+            return self.positions.get(topic, 0) > offset
+
         async with self._moved:
-            await self._moved.wait_for(lambda: self._task.done() or self.positions.get(topic, 0) > offset)
-        if self.positions.get(topic, 0) <= offset:
-            raise StaleEpochError(f"partition {self.partition} left this worker", hint="ask again")
+            await self._moved.wait_for(is_decided)
+        if is_applied():
+            return
+        if self.state is PartitionState.FAILED:
+            raise StoreError(f"partition {self.partition} has failed", hint="its worker's status says why")
+        raise StaleEpochError(f"partition {self.partition} left this worker", hint="ask again")
 
     async def take_snapshot(self) -> None:
         """Publishes a snapshot if the partition serves and moved; a failure is counted and costs freshness only."""
         snapshotter = self._parts.snapshotter
         if snapshotter is None or self.store is None or self.state is not PartitionState.SERVING:
             return
-        # In a task of its own, so that letting the partition go need not wait for a long capture.
-        self._capture = asyncio.create_task(snapshotter.take(self.store, self.epoch))
+        # In a task of its own, so that letting the partition go ends it.
+        self._capture = capture = asyncio.create_task(snapshotter.take(self.store, self.epoch))
         with telemetry.SNAPSHOT_SECONDS.time():
-            await asyncio.wait({self._capture})
-        if self._capture.cancelled():
+            await asyncio.wait({capture})
+        if capture.cancelled():
             return
         try:
-            info = self._capture.result()
-        except (SnapshotError, StaleEpochError) as error:
-            telemetry.SNAPSHOT_FAILURES.labels(self.partition).inc()
+            info = capture.result()
+        except PintailError as error:
             logger.warning("snapshot of partition %d not taken: %s", self.partition, error)
+            telemetry.SNAPSHOT_FAILURES.labels(self.partition).inc()
+        except Exception:  # the boundary of one partition: the next one's snapshot and the timer go on (invariant 10)
+            logger.exception("snapshot of partition %d not taken", self.partition)
+            telemetry.SNAPSHOT_FAILURES.labels(self.partition).inc()
         else:
             if info is not None:
                 self.snapshot = info
                 telemetry.SNAPSHOT_BYTES.labels(self.partition).inc(info.bytes_sent)
 
+    async def delete_expired(self, now_ms: int) -> None:
+        """Applies the tables' retention if the partition serves; a failure is counted and costs freshness only."""
+        if self.store is None or self.state is not PartitionState.SERVING:
+            return
+        try:
+            await in_thread(self.store.delete_expired, now_ms)
+        except StaleEpochError:
+            logger.debug("partition %d left before its rows expired", self.partition)
+        except Exception:  # the boundary of one partition: the next one's rows and the timer go on (invariant 10)
+            logger.exception("expired rows of partition %d stay until the next sweep", self.partition)
+            telemetry.RETENTION_FAILURES.labels(self.partition).inc()
+
     async def stop(self) -> None:
-        """Lets go: nothing is applied or answered afterwards; waits only for the transaction in flight."""
-        if self._capture is not None:
-            self._capture.cancel()
+        """Lets go: when it returns nothing is applied or answered any more, and the file is closed and unlocked.
+
+        Waits for the transaction in flight, and for opening or restoring the file if that is under way. Raises what
+        closing the file raised."""
+        self._is_leaving = True
         self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait({self._task})
         await self._release()
+        for state in PartitionState:
+            telemetry.PARTITION_STATE.labels(self.partition, state).set(0)
 
     async def _supervise(self) -> None:
         """Recovers and ingests; whatever breaks that short of a log gap is tried again from recovery on."""
         backoff = Backoff(first_seconds=1.0)
         while True:
+            reached = dict(self.positions)
             try:
-                await self._recover_and_ingest(backoff)
+                try:
+                    await self._recover_and_ingest()
+                finally:
+                    await self._release()
             except LogGapError as gap:
                 logger.critical("partition %d: %s", self.partition, gap)
-                self.failure = gap
-                await self._release()
+                self.failure = in_words(gap)
                 await self._enter(PartitionState.FAILED)
                 return
-            except Exception:  # the boundary of supervision: no fault of one partition ends the worker (invariant 10)
+            except (
+                Exception
+            ) as error:  # the boundary of supervision: no partition's fault ends the worker (invariant 10)
                 logger.exception("partition %d stopped", self.partition)
-            await self._release()
+                telemetry.PARTITION_FAULTS.labels(self.partition).inc()
+                self.failure = in_words(error)
+            if self._is_leaving:
+                return
+            if self.positions != reached:
+                backoff.reset()
             await asyncio.sleep(backoff.next_delay_seconds())
 
-    async def _recover_and_ingest(self, backoff: Backoff) -> None:
+    async def _recover_and_ingest(self) -> None:
         await self._enter(PartitionState.RECOVERING)
         recovered = await self._parts.recovery.recover(self.partition)
         self.recovered, self.store, self.epoch = recovered, recovered.store, recovered.epoch
@@ -170,7 +218,6 @@ class HostedPartition:
         marks = await self._log.watermarks(self.topic_partitions)
         self.positions = {tp.topic: start_position(tp, self.store, marks[tp]) for tp in self.topic_partitions}
         self._targets = {tp.topic: marks[tp].high for tp in self.topic_partitions}
-        self._expected = dict(self.positions)
         self._ingestion = PartitionIngestion(
             self.store,
             tables=self._parts.catalog.by_topic,
@@ -179,9 +226,8 @@ class HostedPartition:
             announce=self._announce,
         )
         await self._enter(PartitionState.REPLAYING)
-        await self._log.read_from({tp: self.positions[tp.topic] for tp in self.topic_partitions})
+        await self._reading.start({tp: self.positions[tp.topic] for tp in self.topic_partitions})
         await self._announce({})
-        backoff.reset()
         await self._ingestion.run()
 
     async def _announce(self, positions: Mapping[str, int]) -> None:
@@ -193,28 +239,42 @@ class HostedPartition:
             telemetry.LAG_RECORDS.labels(topic, self.partition).set(lag)
         caught_up = all(self.positions[topic] >= target for topic, target in self._targets.items())
         if self.state is PartitionState.REPLAYING and caught_up:
+            # Visible first: an answer over the whole table must never leave out a partition that counts as SERVING.
+            self.is_visible = True
+            await self._host.publish_scopes()
+            self.failure = None
             await self._enter(PartitionState.SERVING)
 
     async def _enter(self, state: PartitionState) -> None:
+        self._set_state(state)
+        logger.info("partition %d is %s at %s", self.partition, state, self.positions)
+        async with self._moved:
+            self._moved.notify_all()
+
+    def _set_state(self, state: PartitionState) -> None:
         self.state = state
         for each in PartitionState:
             telemetry.PARTITION_STATE.labels(self.partition, each).set(each is state)
-        logger.info("partition %d is %s at %s", self.partition, state, self.positions)
-        if state in (PartitionState.SERVING, PartitionState.FAILED):
-            await self._host.publish_scopes()
 
     async def _release(self) -> None:
-        """Gives up the store; waits for the transaction in flight."""
-        self._ingestion = None
-        self._log.stop_reading(self.topic_partitions)
-        if self.state is PartitionState.SERVING:
-            self.state = PartitionState.RECOVERING
-            await self._host.publish_scopes()
-        await self._host.before_closing([self.partition])
-        self.store = None
+        """Gives up the store; waits for the transaction in flight. Idempotent.
+
+        The steps run in the reverse of the order here, each also when one before it failed; closing the file ends them.
+        """
+        if self.state is not PartitionState.FAILED:
+            self._set_state(PartitionState.RECOVERING)
+        self.store, self.is_visible = None, False
+        if self._ingestion is not None:
+            self._ingestion.discard_queued()
+            self._ingestion = None
+        if self._capture is not None:
+            self._capture.cancel()
+        async with AsyncExitStack() as steps:
+            steps.push_async_callback(in_thread, self._parts.store.close_partition, self.partition)
+            steps.push_async_callback(self._host.before_closing, [self.partition])
+            steps.push_async_callback(self._reading.stop)
         async with self._moved:
             self._moved.notify_all()
-        await asyncio.to_thread(self._parts.store.close_partition, self.partition)
 
 
 class PartitionHost:
@@ -224,6 +284,7 @@ class PartitionHost:
         self._parts = parts
         self._log = log
         self._hosted: dict[int, HostedPartition] = {}
+        self._assigning = asyncio.Lock()
         self._scopes = asyncio.Lock()
         #: Ends what still reads partitions that no longer serve, so that their files can be closed.
         self.before_closing: Callable[[Collection[int]], Awaitable[None]] = _nothing_reads
@@ -243,14 +304,22 @@ class PartitionHost:
 
     async def assign(self, partitions: Collection[int]) -> None:
         """A new assignment: starts afresh with these, in the background."""
-        await self.revoke(list(self._hosted))
-        for partition in sorted(partitions):
-            self._hosted[partition] = HostedPartition(partition, self, self._parts, self._log)
+        async with self._assigning:
+            await self._let_go(list(self._hosted))
+            for partition in sorted(partitions):
+                self._hosted[partition] = HostedPartition(partition, self, self._parts, self._log)
 
     async def revoke(self, partitions: Collection[int]) -> None:
-        """Lets go of these; when it returns their files are closed and unlocked (invariant 5)."""
+        """Lets go of these; when it returns their files are closed and unlocked (invariant 5).
+
+        Cancelled, it lets go of them all the same before it ends. Raises what closing a file raised, after every other
+        one is closed."""
+        async with self._assigning:
+            await self._let_go(partitions)
+
+    async def _let_go(self, partitions: Collection[int]) -> None:
         leaving = [self._hosted.pop(partition) for partition in partitions if partition in self._hosted]
-        await asyncio.gather(*[hosted.stop() for hosted in leaving])
+        await all_ended([hosted.stop() for hosted in leaving])
 
     def submit(self, batch: RecordBatch) -> None:
         """Hands a fetched batch to its partition."""
@@ -273,6 +342,12 @@ class PartitionHost:
             position = hosted.positions.get(topic_partition.topic, 0)
             hosted.fail(log_gap(topic_partition, position, "Kafka answered that it is out of range"))
 
+    def on_unreadable(self, topic_partition: TopicPartition, why: str) -> None:
+        """What Kafka delivered is damaged: nothing of it is used, and it is read again."""
+        hosted = self._hosted.get(topic_partition.partition)
+        if hosted is not None:
+            hosted.read_again(topic_partition, why)
+
     async def wait_until_applied(self, partition: int, topic: str, offset: int) -> None:
         """See streams.ports.ServingState."""
         hosted = self._hosted.get(partition)
@@ -281,9 +356,10 @@ class PartitionHost:
         await hosted.wait_until_applied(topic, offset)
 
     async def publish_scopes(self) -> None:
-        """Makes exactly the SERVING partitions visible to queries."""
+        """Makes exactly the visible partitions visible to queries."""
         async with self._scopes:
-            await asyncio.to_thread(self._parts.store.publish_scopes, sorted(self.serving()))
+            visible = [partition for partition, hosted in self._hosted.items() if hosted.is_visible]
+            await in_thread(self._parts.store.publish_scopes, visible)
 
     async def take_snapshots(self) -> None:
         """Snapshots every SERVING partition that moved, one after the other."""
@@ -293,8 +369,7 @@ class PartitionHost:
     async def delete_expired(self, now_ms: int) -> None:
         """Applies the tables' retention in every SERVING partition."""
         for hosted in list(self._hosted.values()):
-            if hosted.state is PartitionState.SERVING and hosted.store is not None:
-                await asyncio.to_thread(hosted.store.delete_expired, now_ms)
+            await hosted.delete_expired(now_ms)
 
 
 async def _nothing_reads(partitions: Collection[int]) -> None:

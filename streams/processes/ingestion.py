@@ -84,6 +84,10 @@ class PartitionIngestion:
         self._pressing.set()
         self._broken_off.set()
 
+    def discard_queued(self) -> None:
+        """Lets go of what waits, and of its bytes; the log still has it."""
+        self._queue.clear()
+
     async def run(self) -> None:
         """Group commits until cancelled. Raises what the store raises, and the fault of `break_off`.
 
