@@ -3,10 +3,11 @@
 Map
     transport.py        Faust transport driver: one fetched partition batch is one event
     fetched_batches.py  what a fetch becomes, and the bound on the bytes that wait
-    open_requests.py    where to go on with the query topic
     assignor.py         partition p of every topic goes to one member
     app.py              what both workers share: the Faust app and its status pages
     store_app.py        write, query and snapshot agents of the store worker
+    query_requests.py   from where requests are read, and their way to an answer
+    open_requests.py    where to go on with the query topic after a crash
     sink_app.py         the sink agent
     __main__.py         `python -m agents store|sink`: one worker process
 

@@ -23,6 +23,11 @@ class OpenRequests:
         self._open: dict[TopicPartition, set[int]] = {topic_partition: set() for topic_partition in positions}
         self._closed = asyncio.Event()
 
+    def begin(self, topic_partition: TopicPartition, position: int) -> None:
+        """Requests are read from here on; what was open is no longer in the log."""
+        self._read_to[topic_partition] = position
+        self._open[topic_partition] = set()
+
     def read(self, batch: RecordBatch) -> None:
         """The requests of this batch are in hand."""
         if batch.topic_partition in self._read_to:

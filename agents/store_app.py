@@ -6,26 +6,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from agents.app import PintailApp, record_decoder
-from agents.open_requests import OpenRequests
+from agents.query_requests import RequestAnswers, RequestReading
 from schemas.catalog import load_catalog
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
 from streams.adapters.kafka_topics import ensure_topics, topics_of
 from streams.adapters.redis_snapshots import open_snapshot_repository
 from streams.adapters.snapshot_codec import SnapshotCodec
-from streams.batches import RecordBatch
 from streams.config import Settings
 from streams.errors import SnapshotStoreUnavailableError
-from streams.ports import DeadLetter
+from streams.finishing import in_thread
 from streams.positions import TopicPartition
-from streams.processes.answering import IncomingRequest, QueryService
+from streams.processes.answering import QueryService
 from streams.processes.hosting import HostingParts, PartitionHost
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
-from streams.retry import Backoff, retrying
 
 logger = logging.getLogger(__name__)
 
@@ -37,33 +36,42 @@ LAST_REPLIES_SECONDS_MAX = 1.0
 class StoreOwner:
     """agents.transport.PartitionOwner of the store worker: table topics are the host's, the query topic its own."""
 
-    def __init__(self, app: PintailApp, host: PartitionHost, query_topic: str) -> None:
-        self._app = app
+    def __init__(self, host: PartitionHost, requests: RequestReading, query_topic: str) -> None:
         self._host = host
+        self._requests = requests
         self._query_topic = query_topic
-        self.requests = OpenRequests({})
 
-    async def on_assigned(self, assigned: Collection[TopicPartition], generation: int) -> Mapping[TopicPartition, int]:
-        """Partitions recover in the background; requests are read at once, since each deserves at least a refusal."""
+    async def on_assigned(self, assigned: Collection[TopicPartition], generation: int) -> None:
+        """Everything starts in the background; requests are read while their partition recovers."""
         del generation
-        await self._host.assign({tp.partition for tp in assigned if tp.topic != self._query_topic})
         requests = [tp for tp in assigned if tp.topic == self._query_topic]
-        marks = await self._app.log_reader.watermarks(requests)
-        positions = {}
-        for tp in requests:
-            committed = await self._app.log_reader.committed_record(tp)
-            positions[tp] = min(max(committed[0] if committed else 0, marks[tp].low), marks[tp].high)
-        self.requests = OpenRequests(positions)
-        return positions
+        await self._requests.assign(requests)
+        await self._host.assign({tp.partition for tp in assigned if tp.topic != self._query_topic})
+
+    async def revoke(self, revoked: Collection[TopicPartition]) -> None:
+        """When it returns nothing of these partitions is read, applied or open (invariant 5); their replies under
+        way have had a moment."""
+        await self._requests.revoke([tp for tp in revoked if tp.topic == self._query_topic])
+        await self._host.revoke({tp.partition for tp in revoked})
+        await self._requests.open.wait_until_replied(LAST_REPLIES_SECONDS_MAX)
 
     def committable(self) -> Mapping[TopicPartition, int]:
         """See agents.transport.PartitionOwner."""
-        return {**self._host.committable(), **self.requests.positions()}
+        return {**self._host.committable(), **self._requests.open.positions()}
 
     def on_out_of_range(self, topic_partition: TopicPartition) -> None:
-        """See agents.transport.PartitionOwner."""
-        if topic_partition.topic != self._query_topic:
+        """See agents.transport.PartitionOwner. Requests that are gone are no loss: their deadlines have passed."""
+        if topic_partition.topic == self._query_topic:
+            self._requests.start(topic_partition)
+        else:
             self._host.on_out_of_range(topic_partition)
+
+    def on_unreadable(self, topic_partition: TopicPartition, why: str) -> None:
+        """See agents.transport.PartitionOwner."""
+        if topic_partition.topic == self._query_topic:
+            self._requests.read_again(topic_partition, why)
+        else:
+            self._host.on_unreadable(topic_partition, why)
 
 
 def store_app(settings: Settings) -> PintailApp:
@@ -86,9 +94,11 @@ def store_app(settings: Settings) -> PintailApp:
         dead_letters=dead_letters,
     )
     host = PartitionHost(parts, app.log_reader)
-    owner = app.owner = StoreOwner(app, host, settings.query_topic)
+    requests = RequestReading(app.log_reader)
+    owner = app.owner = StoreOwner(host, requests, settings.query_topic)
     queries = QueryService(store, catalog, host, settings)
     host.before_closing = queries.release
+    answers = RequestAnswers(queries.answer, replies=replies, dead_letters=dead_letters)
 
     async def prepare() -> None:
         await ensure_topics(topics_of(catalog, settings), settings)
@@ -102,10 +112,15 @@ def store_app(settings: Settings) -> PintailApp:
         await asyncio.gather(dead_letters.start(), replies.start())
 
     async def stop() -> None:
-        await host.revoke(list(host.hosted()))
-        await queries.close()
-        await asyncio.gather(dead_letters.stop(), replies.stop(), repository.close())
-        await asyncio.to_thread(store.close)
+        """In the reverse of this order, each step also when one before it failed."""
+        async with AsyncExitStack() as steps:
+            steps.push_async_callback(in_thread, store.close)
+            steps.push_async_callback(repository.close)
+            steps.push_async_callback(replies.stop)
+            steps.push_async_callback(dead_letters.stop)
+            steps.push_async_callback(queries.close)
+            steps.push_async_callback(answers.drain)
+            steps.push_async_callback(host.revoke, list(host.hosted()))
 
     app.before_joining.append(prepare)
     app.start_parts.append(start)
@@ -114,8 +129,7 @@ def store_app(settings: Settings) -> PintailApp:
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
     async def let_go(app: Any, revoked: Collection[Any], **_: Any) -> None:
-        await host.revoke({tp.partition for tp in revoked})
-        await owner.requests.wait_until_replied(LAST_REPLIES_SECONDS_MAX)
+        await owner.revoke([TopicPartition(*tp) for tp in revoked])
         await app.log_reader.commit()
 
     @app.agent(app.batches_of(*catalog.topics), name="write")  # type: ignore[untyped-decorator]
@@ -126,24 +140,11 @@ def store_app(settings: Settings) -> PintailApp:
 
     @app.agent(app.batches_of(settings.query_topic), name="query")  # type: ignore[untyped-decorator]
     async def query(batches: Any) -> None:
-        """Answers each request in a task of its own: a slow one never holds up the next."""
-        answering: set[asyncio.Task[None]] = set()
+        """Begins to answer each request; a slow one never holds up the next."""
         async for batch in batches:
-            owner.requests.read(batch)
-            for request in requests_of(batch):
-                task = asyncio.create_task(answer(request, owner.requests, batch.topic_partition))
-                answering.add(task)
-                task.add_done_callback(answering.discard)
-
-    async def answer(request: IncomingRequest, requests: OpenRequests, source: TopicPartition) -> None:
-        reply = await queries.answer(request)
-        if isinstance(reply, DeadLetter):
-            await retrying(lambda: dead_letters.park([reply]), what="parking a request", backoff=Backoff())
-        else:
-            await replies.send(
-                reply.topic, value=reply.value, key=reply.key, partition=reply.partition, headers=reply.headers
-            )
-        requests.replied(source, request.offset)
+            fresh = requests.accept(batch)
+            if fresh is not None:
+                answers.begin(fresh, requests.open)
 
     @app.timer(settings.snapshot_interval_seconds)  # type: ignore[untyped-decorator]
     async def snapshot() -> None:
@@ -156,21 +157,6 @@ def store_app(settings: Settings) -> PintailApp:
         await host.delete_expired(time.time_ns() // 1_000_000)
 
     return app
-
-
-def requests_of(batch: RecordBatch) -> list[IncomingRequest]:
-    """The records of the query topic, one request each."""
-    return [
-        IncomingRequest(
-            value=batch.values[index],
-            key=batch.keys[index],
-            headers=batch.headers.get(index, ()),
-            partition=batch.partition,
-            offset=batch.offsets[index],
-            timestamp_ms=batch.timestamps_ms[index],
-        )
-        for index in range(len(batch))
-    ]
 
 
 def status_of(host: PartitionHost) -> dict[str, Any]:

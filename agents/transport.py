@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import aiokafka
 import faust
-from aiokafka.consumer.fetcher import Fetcher, FetchError
+from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult
 from aiokafka.errors import (
     CommitFailedError,
     ConsumerStoppedError,
@@ -39,6 +39,7 @@ from streams.batches import RecordBatch
 from streams.errors import SinkFencedError, SinkUnavailableError
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
+from streams.retry import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ FETCH_WAIT_MS_MAX = 50
 class PartitionOwner(Protocol):
     """The process that owns the state behind the assigned partitions."""
 
-    async def on_assigned(self, assigned: Collection[TopicPartition], generation: int) -> Mapping[TopicPartition, int]:
-        """Positions to read from at once. Partitions left out stay silent until the owner calls `read_from`."""
+    async def on_assigned(self, assigned: Collection[TopicPartition], generation: int) -> None:
+        """Each partition is silent until the owner calls `read_from` for it, which it may do before this returns."""
         ...
 
     def committable(self) -> Mapping[TopicPartition, int]:
@@ -60,6 +61,10 @@ class PartitionOwner(Protocol):
 
     def on_out_of_range(self, topic_partition: TopicPartition) -> None:
         """The log no longer holds (or never held) the position that was read from."""
+        ...
+
+    def on_unreadable(self, topic_partition: TopicPartition, why: str) -> None:
+        """What was fetched is damaged and was dropped. It is fetched again at once, until the owner says otherwise."""
         ...
 
 
@@ -147,7 +152,7 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             if isinstance(result, FetchError):
                 self._report(tp, result)
             elif result.check_assignment(topic_partition) and result.has_more():
-                batch = drain(result, tp, self._consumer._coordinator.generation)
+                batch = self._drain_one(result, tp)
                 if batch is not None:
                     if budgeted:
                         budget.take(tp, batch)
@@ -156,6 +161,16 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
                 del fetcher._records[topic_partition]
                 fetcher._notify(fetcher._wait_consume_future)
         return batches, is_holding_back
+
+    def _drain_one(self, result: FetchResult, tp: TP) -> RecordBatch | None:
+        """The next batch of this fetch; None if it brings none, or cannot be read. Then nothing of what is left of it
+        is used, and the position stays where it is."""
+        try:
+            return drain(result, tp, self._consumer._coordinator.generation)
+        except Exception as error:  # noqa: BLE001  # the boundary of one partition: the others' batches are drained
+            result._partition_records = None
+            self.consumer.report_unreadable(tp, in_words(error))
+            return None
 
     def _report(self, tp: TP, failure: FetchError) -> None:
         try:
@@ -260,11 +275,10 @@ class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]
             yield tp, self._to_message(tp, batch)
 
     async def perform_seek(self) -> None:
-        """Asks the owner where to start; partitions it is not ready for stay silent."""
+        """Silences every partition, then lets the owner begin: whatever it starts to read from then on is read."""
         assigned = {TopicPartition(*tp) for tp in self.assignment()}
-        positions = await self.owner.on_assigned(assigned, self.app.consumer_generation_id)
-        self.stop_reading(assigned - positions.keys())
-        await self.read_from(positions)
+        self.stop_reading(assigned)
+        await self.owner.on_assigned(assigned, self.app.consumer_generation_id)
 
     async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:
         """See streams.ports.PartitionLog."""
@@ -295,6 +309,10 @@ class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]
     def report_out_of_range(self, tp: TP) -> None:
         """Called on the consumer's thread; tells the owner on its own loop."""
         self.loop.call_soon_threadsafe(self.owner.on_out_of_range, TopicPartition(*tp))
+
+    def report_unreadable(self, tp: TP, why: str) -> None:
+        """Called on the consumer's thread; tells the owner on its own loop."""
+        self.loop.call_soon_threadsafe(self.owner.on_unreadable, TopicPartition(*tp), why)
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
         """Commits the owner's positions, for monitoring only."""

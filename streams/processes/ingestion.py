@@ -87,6 +87,7 @@ class PartitionIngestion:
     def discard_queued(self) -> None:
         """Lets go of what waits, and of its bytes; the log still has it."""
         self._queue.clear()
+        self._queued_bytes = 0
 
     async def run(self) -> None:
         """Group commits until cancelled. Raises what the store raises, and the fault of `break_off`.

@@ -16,7 +16,9 @@ from faust.types import TP
 
 from agents import fetched_batches
 from agents.fetched_batches import ByteBudget, drain
+from agents.transport import BatchConsumer, BatchConsumerThread
 from streams.batches import RECORD_OVERHEAD_BYTES, RecordBatch
+from streams.positions import TopicPartition
 
 FLIGHTS = TP("flights", 0)
 
@@ -181,3 +183,69 @@ async def test_batches_may_be_given_back_while_the_budget_is_asked() -> None:
     del batch
     gc.collect()
     assert budget.bytes_used == 0
+
+
+class Consumer:
+    """BatchConsumer's way of seeking and draining, without Faust and Kafka behind it."""
+
+    perform_seek = BatchConsumer.perform_seek
+    read_from = BatchConsumer.read_from
+    stop_reading = BatchConsumer.stop_reading
+
+    def __init__(self, *tps: TP) -> None:
+        self.app = SimpleNamespace(consumer_generation_id=1, unbudgeted_topics=())
+        self.budget = ByteBudget(1 << 20)
+        self.owner: Any = None
+        self.active = set(tps)
+        self.unreadable: list[tuple[TP, str]] = []
+        self._tps = set(tps)
+
+    def assignment(self) -> set[TP]:
+        return set(self._tps)
+
+    def pause_partitions(self, tps: set[TP]) -> None:
+        self.active -= tps
+
+    def resume_partitions(self, tps: set[TP]) -> None:
+        self.active |= tps
+
+    async def seek_wait(self, positions: dict[TP, int]) -> None:
+        assert positions.keys() <= self._tps
+
+    def report_unreadable(self, tp: TP, why: str) -> None:
+        self.unreadable.append((tp, why))
+
+
+async def test_a_partition_that_is_ready_before_the_assignment_is_through_is_read() -> None:
+    ready, late = TopicPartition("flights", 0), TopicPartition("flights", 1)
+    consumer = Consumer(TP(*ready), TP(*late))
+
+    class QuickOwner:
+        async def on_assigned(self, assigned: set[TopicPartition], generation: int) -> None:
+            assert (assigned, generation) == ({ready, late}, 1)
+            await consumer.read_from({ready: 5})  # type: ignore[misc]
+
+    consumer.owner = QuickOwner()
+    await consumer.perform_seek()  # type: ignore[misc]
+    assert consumer.active == {TP(*ready)}
+
+
+def test_a_damaged_fetch_of_one_partition_costs_no_other_its_records_and_is_fetched_again() -> None:
+    damaged = bytearray(log_batch(0, [b"hello"]))
+    damaged[-3] ^= 0x01
+    other = TP("flights", 1)
+    whole, _ = fetched(log_batch(0, [b"a", b"b"]))
+    broken, state = fetched(bytes(damaged), log_batch(1, [b"behind"]), check_crcs=True)
+    fetcher = SimpleNamespace(
+        _records={FLIGHTS: whole, other: broken}, _notify=lambda _: None, _wait_consume_future=None, _subscriptions=None
+    )
+    thread: Any = BatchConsumerThread.__new__(BatchConsumerThread)
+    thread.consumer = Consumer(FLIGHTS, other)
+    thread._consumer = SimpleNamespace(_coordinator=SimpleNamespace(generation=1))
+    batches, _ = thread._drain_fetched(fetcher, {FLIGHTS, other})
+    assert {tp: batch.values for tp, (batch,) in batches.items()} == {FLIGHTS: [b"a", b"b"]}
+    assert fetcher._records == {}, "what is left of the damaged fetch must not be read past the damage"
+    assert state.position == 0
+    ((reported, why),) = thread.consumer.unreadable
+    assert reported == other
+    assert "CRC" in why
