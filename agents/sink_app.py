@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import Collection
+from contextlib import AsyncExitStack
 from typing import Any
 
 from agents.app import PintailApp, record_decoder
@@ -16,6 +19,10 @@ from streams.processes.delivery import Delivery
 from streams.processes.microbatches import FlushLimits
 from streams.processes.sink_hosting import SinkHost
 from streams.retry import Backoff, retrying
+
+logger = logging.getLogger(__name__)
+
+_INTENT = re.compile(r"(?P<lo>[0-9]{1,19}):(?P<hi>[0-9]{1,19})")
 
 
 class GroupIntents:
@@ -30,14 +37,20 @@ class GroupIntents:
         await self._app.log_reader.commit_record(topic_partition, offsets.lo, f"{offsets.lo}:{offsets.hi}")
 
     async def read(self, topic_partition: TopicPartition) -> OffsetRange | None:
-        """See streams.ports.DeliveryIntents. A position without metadata, which an operator's reset leaves, says where
-        to go on and that nothing is under way."""
+        """See streams.ports.DeliveryIntents."""
         committed = await self._app.log_reader.committed_record(topic_partition)
-        if committed is None:
-            return None
-        offset, metadata = committed
-        lo, separator, hi = metadata.partition(":")
-        return OffsetRange(int(lo), int(hi)) if separator else OffsetRange(offset, offset)
+        return None if committed is None else intent_of(*committed)
+
+
+def intent_of(offset: int, metadata: str) -> OffsetRange:
+    """The BEFORE record in a committed position. One with other metadata than `lo:hi`, or with none, was committed by
+    somebody else (an operator's reset): it says where to go on and that nothing is under way."""
+    record = _INTENT.fullmatch(metadata)
+    if record and int(record["lo"]) == offset <= int(record["hi"]):
+        return OffsetRange(offset, int(record["hi"]))
+    if metadata:
+        logger.warning("goes on at %d: its metadata %r is not ours", offset, metadata)
+    return OffsetRange(offset, offset)
 
 
 def sink_app(settings: Settings) -> PintailApp:
@@ -65,9 +78,11 @@ def sink_app(settings: Settings) -> PintailApp:
         )
 
     async def stop() -> None:
-        await host.revoke(list(host.hosted()))
-        delivery.close()
-        await asyncio.to_thread(sink.close)
+        """In the reverse of this order, each step also when one before it failed."""
+        async with AsyncExitStack() as steps:
+            steps.push_async_callback(asyncio.to_thread, sink.close)
+            steps.callback(delivery.close)
+            steps.push_async_callback(host.revoke, list(host.hosted()))
 
     app.before_joining.append(prepare)
     app.stop_parts.append(stop)
@@ -93,7 +108,7 @@ def status_of(host: SinkHost) -> dict[str, Any]:
     for topic_partition, each in sorted(host.hosted().items()):
         failure = each.failure or each.delivery.failure
         partitions[str(topic_partition)] = {
-            "state": "failed" if each.failure else each.delivery.state,
+            "state": each.state,
             "next_offset": each.delivery.next_offset,
             **({"failure": str(failure)} if failure else {}),
         }

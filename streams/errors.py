@@ -22,6 +22,7 @@
     |  +- SinkUnavailableError     refused, reset, timed out, overloaded: retry (retriable)
     |  +- SinkRejectedError        ClickHouse answered with an error that only an operator can cure; carries its code
     |  +- SinkFencedError          the BEFORE record was refused: another member owns the partition
+    |  +- DeliveryBrokenError      a delivery met a fault that nobody foresaw; it is started anew
     +- SchemaRegistryError         the schemas that Avro records name; decoding waits for them
     |  +- SchemaRegistryUnavailableError  refused, reset, timed out, overloaded: retry (retriable)
     |  +- SchemaRegistryRejectedError     it answered with something that only an operator can cure
@@ -128,6 +129,10 @@ class SinkRejectedError(SinkError):
 
 class SinkFencedError(SinkError):
     """The BEFORE record was refused: another member of the group owns the partition."""
+
+
+class DeliveryBrokenError(SinkError):
+    """A delivery met a fault that nobody foresaw; it is started anew from its BEFORE record."""
 
 
 class SchemaRegistryError(PintailError):

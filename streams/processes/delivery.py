@@ -28,12 +28,20 @@ from schemas.table import TableDefinition
 from streams import telemetry
 from streams.adapters.clickhouse_rows import delivery_table
 from streams.batches import RecordBatch
-from streams.errors import LogGapError, SchemaRegistryError, SinkError, SinkFencedError, StaleEpochError
+from streams.errors import (
+    DeliveryBrokenError,
+    LogGapError,
+    PintailError,
+    SchemaRegistryError,
+    SinkError,
+    SinkFencedError,
+    StaleEpochError,
+)
 from streams.limits import INGEST_BUFFER_BYTES_MAX
 from streams.ports import Decoder, DeliveryIntents, Sink
 from streams.positions import OffsetRange, TopicPartition, next_offset_after
 from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatch, MicroBatchBuffer
-from streams.retry import Backoff
+from streams.retry import Backoff, in_words
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -48,11 +56,13 @@ IDLE_SECONDS = 1.0
 
 
 class DeliveryState(StrEnum):
-    """Where a PartitionDelivery is: NEW -> RUNNING -> STOPPED, or FENCED when another member owns the partition."""
+    """Where a PartitionDelivery is: NEW -> RUNNING -> STOPPED, or FENCED when another member owns the partition, or
+    FAILED by what only starting anew or an operator can mend."""
 
     NEW = "new"
     RUNNING = "running"
     FENCED = "fenced"
+    FAILED = "failed"
     STOPPED = "stopped"
 
 
@@ -89,7 +99,7 @@ class Delivery:
 
 class PartitionDelivery:
     """Delivers one partition in order. States: see DeliveryState. A new object per assignment makes late results of
-    an old one recognisable: they belong to an object that is STOPPED or FENCED, and change nothing."""
+    an old one recognisable: they belong to an object that has ended, and change nothing."""
 
     def __init__(self, shared: Delivery, topic_partition: TopicPartition, table: TableDefinition) -> None:
         self.topic_partition = topic_partition
@@ -101,8 +111,8 @@ class PartitionDelivery:
         self.inserts = 0
         #: Records that the decoder parks; the store worker writes their dead letters.
         self.records_left_out = 0
-        #: Why the newest try failed; None while deliveries succeed.
-        self.failure: SinkError | SchemaRegistryError | None = None
+        #: Why the newest try failed, or why it is FENCED or FAILED; None while deliveries succeed.
+        self.failure: PintailError | None = None
         #: Delay until the next try; 0 while deliveries succeed.
         self.backoff_seconds = 0.0
         self._shared = shared
@@ -145,10 +155,9 @@ class PartitionDelivery:
 
     async def submit(self, batch: RecordBatch) -> None:
         """Hands over the next batch, one at a time; waits while too many bytes are buffered. Records that were handed
-        over before are skipped; what comes after the end of the assignment is dropped.
+        over before are skipped; what comes after the end of the delivery is dropped.
 
         Raises LogGapError when records are missing in front of the batch."""
-        self._raise_if_broken()
         if self._buffered_to is not None:
             batch = batch.starting_at(self._buffered_to)
             if batch.first_offset > self._buffered_to:
@@ -179,7 +188,7 @@ class PartitionDelivery:
 
     async def stop(self, *, wait_seconds_max: float = STOP_SECONDS_MAX) -> None:
         """Ends the assignment: nothing more is recorded or inserted. Waits only for an insert in flight. Idempotent."""
-        if self.state is not DeliveryState.FENCED:
+        if self.state in _ALIVE:
             self.state = DeliveryState.STOPPED
         self._advanced.set()
         if self._task is None:
@@ -189,10 +198,23 @@ class PartitionDelivery:
         self._task.cancel()
         await asyncio.wait({self._task})
 
+    def break_off(self, fault: PintailError) -> None:
+        """Ends the delivery with a fault that was found outside of it; an insert in flight may still land."""
+        if self.state is DeliveryState.RUNNING:
+            self.state, self.failure = DeliveryState.FAILED, fault
+            self._arrived.set()
+
+    async def wait_until_ended(self) -> None:
+        """Returns once it is STOPPED or FENCED. Raises the fault that made it FAILED."""
+        assert self._task is not None, "start it first"
+        await asyncio.wait({self._task})
+        self._raise_if_failed()
+
     async def wait_until_delivered(self, next_offset: int) -> None:
-        """Returns once everything below `next_offset` is delivered. Raises StaleEpochError if that will not happen."""
+        """Returns once everything below `next_offset` is delivered. Raises StaleEpochError if that will not happen, or
+        the fault that made it FAILED."""
         while self.next_offset is None or self.next_offset < next_offset:
-            self._raise_if_broken()
+            self._raise_if_failed()
             self._raise_if_stale(*_ALIVE)
             self._advanced.clear()
             await self._advanced.wait()
@@ -213,10 +235,14 @@ class PartitionDelivery:
                     await self._deliver(self._buffer.take())
         except SinkFencedError as error:
             logger.warning("%s: %s", self, error)
-            self.failure = error
-            self.state = DeliveryState.FENCED
+            if self.state is DeliveryState.RUNNING:
+                self.state, self.failure = DeliveryState.FENCED, error.with_traceback(None)
         except StaleEpochError:
-            logger.debug("%s: stopped between two effects", self)
+            logger.debug("%s: ended between two effects", self)
+        except Exception as error:  # the boundary of one partition: its host starts a new delivery (invariant 10)
+            logger.exception("%s broke", self)
+            # A new error without the traceback, whose frames would keep the batch.
+            self.break_off(DeliveryBrokenError(in_words(error)))
         finally:
             self._shared.budget.give_back(self._buffer.clear())
             telemetry.DELIVERY_BACKOFF_SECONDS.labels(*self.topic_partition).set(0)
@@ -306,10 +332,10 @@ class PartitionDelivery:
             telemetry.DELIVERY_FAILURES.labels(self.table.name).inc()
         telemetry.DELIVERY_BACKOFF_SECONDS.labels(*self.topic_partition).set(backoff_seconds)
 
-    def _raise_if_broken(self) -> None:
-        """What only a programmer's error can have raised in the task comes out where the caller sees it."""
-        if self._task is not None and self._task.done() and not self._task.cancelled():
-            self._task.result()
+    def _raise_if_failed(self) -> None:
+        if self.state is DeliveryState.FAILED:
+            assert self.failure is not None
+            raise self.failure
 
     def _raise_if_stale(self, *allowed: DeliveryState) -> None:
         if self.state not in allowed:

@@ -15,6 +15,7 @@ from schemas.table import TableDefinition
 from streams.adapters.memory_intents import IntentLog
 from streams.batches import RecordBatch
 from streams.errors import (
+    DeliveryBrokenError,
     LogGapError,
     SchemaRegistryError,
     SchemaRegistryRejectedError,
@@ -335,15 +336,18 @@ async def test_a_replay_does_not_wait_for_room_that_only_deliveries_make(setting
     await owner.stop()
 
 
-async def test_a_fault_of_the_program_comes_out_where_batches_are_handed_over(
+async def test_a_fault_of_the_program_ends_the_delivery_and_comes_out_where_its_end_is_waited_for(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = setting.assign()
     monkeypatch.setattr(setting.shared[0], "decoder", None)
     await owner.start()
     await owner.submit(setting.log.batch(0, 10))
-    with pytest.raises(AttributeError):
+    with pytest.raises(DeliveryBrokenError, match="AttributeError"):
+        await owner.wait_until_ended()
+    with pytest.raises(DeliveryBrokenError):
         await owner.wait_until_delivered(10)
-    with pytest.raises(AttributeError):
-        await owner.submit(setting.log.batch(10, 20))
+    await owner.submit(setting.log.batch(10, 20))
+    assert owner.state is DeliveryState.FAILED
+    assert setting.shared[0].budget.bytes_used == 0
     await owner.stop()
