@@ -117,6 +117,8 @@ async def test_invariant_5_after_revoke_the_files_are_closed_and_unlocked_also_t
     revoking = asyncio.create_task(worker.host.revoke([0, 1, 2]))
     await asyncio.sleep(0)
     revoking.cancel()  # as a rebalance that takes too long would
+    ended, _ = await asyncio.wait({revoking}, timeout=0.1)
+    assert not ended, "the files would be opened afterwards"
     gate.set()
     with pytest.raises(asyncio.CancelledError):
         await revoking
