@@ -7,7 +7,7 @@ the cyclic garbage collector the bottleneck. Offsets ascend and may have holes.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from streams.positions import TopicPartition
@@ -121,3 +121,16 @@ def joined(batches: Sequence[RecordBatch]) -> RecordBatch:
         whole.timestamps_ms += batch.timestamps_ms
         whole.size_bytes += batch.size_bytes
     return whole
+
+
+def contiguous(batches: Iterable[RecordBatch]) -> list[RecordBatch]:
+    """Batches of one partition number, of any of its topics, with those of a topic that continue each other joined: a
+    trickle arrives in batches of a record or two, and each batch costs a decoder far more than a record."""
+    runs: dict[str, list[list[RecordBatch]]] = {}
+    for batch in batches:
+        of_topic = runs.setdefault(batch.topic, [])
+        if of_topic and of_topic[-1][-1].next_offset == batch.first_offset:
+            of_topic[-1].append(batch)
+        else:
+            of_topic.append([batch])
+    return [joined(run) for of_topic in runs.values() for run in of_topic]

@@ -60,6 +60,7 @@ class PartitionStore:
         self._writing = threading.Lock()
         self._checkpointing = threading.Lock()  # taken before _writing
         self._released = False
+        self._sources: dict[str, _ArrowSource] = {}
         with self._writing:
             self._next_offsets = self._read_next_offsets()
 
@@ -92,7 +93,7 @@ class PartitionStore:
             positions, pending = self._pending(batches)
             if positions == self._next_offsets:
                 return
-            with self._registered(pending) as tables, self._begun() as connection:
+            with self._visible(pending) as tables, self._begun() as connection:
                 for table, incoming in tables:
                     if table.is_keyed:
                         connection.execute(_delete_keys_sql(table, self._table(table), incoming))
@@ -258,26 +259,33 @@ class PartitionStore:
         return positions, [entry for entry in pending if len(entry[1]) or len(entry[2])]
 
     @contextmanager
-    def _registered(
+    def _visible(
         self, pending: list[tuple[TableDefinition, pa.Table, pa.Table]]
     ) -> Iterator[list[tuple[TableDefinition, _Incoming]]]:
         """Makes Arrow tables visible to the writer's connection, and to it only."""
         tables: list[tuple[TableDefinition, _Incoming]] = []
-        names: list[str] = []
+        used: list[_ArrowSource] = []
         try:
-            for number, (table, rows, deletes) in enumerate(pending):
-                incoming = _Incoming(f"incoming_rows_{number}", f"incoming_keys_{number}")
+            for table, rows, deletes in pending:
+                incoming = _Incoming(f"incoming rows of {table.name}", f"incoming keys of {table.name}")
                 if table.is_keyed:
                     keys, rows = last_of_each_key(table, rows, deletes)
-                    self._connection.register(incoming.keys, keys)
-                    names.append(incoming.keys)
-                self._connection.register(incoming.rows, rows)
-                names.append(incoming.rows)
+                    used.append(self._show(incoming.keys, keys))
+                used.append(self._show(incoming.rows, rows))
                 tables.append((table, incoming))
             yield tables
         finally:
-            for name in names:
-                self._connection.unregister(name)
+            for source in used:
+                source.table = source.table.schema.empty_table()
+
+    def _show(self, name: str, table: pa.Table) -> _ArrowSource:
+        """Lets `name` give these rows. Registering costs as much as inserting a hundred of them, so it is done once."""
+        source = self._sources.get(name)
+        if source is None:
+            source = self._sources[name] = _ArrowSource(table)
+            self._connection.register(name, source)
+        source.table = table
+        return source
 
     def _write_next_offsets(self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int]) -> None:
         changed = [[topic, offset] for topic, offset in positions.items() if self._next_offsets.get(topic) != offset]
@@ -312,6 +320,16 @@ class _Incoming:
     keys: str
 
 
+class _ArrowSource:
+    """What a registered name gives whoever scans it: the rows of `table` at that moment (Arrow PyCapsule interface)."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
 def last_of_each_key(table: TableDefinition, rows: pa.Table, deletes: pa.Table) -> tuple[pa.Table, pa.Table]:
     """(the distinct keys of rows and deletes, the rows that are the last record of their key).
 
@@ -342,9 +360,9 @@ def _delete_keys_sql(table: TableDefinition, target: str, incoming: _Incoming) -
     if len(table.primary_key) == 1:
         (name,) = table.primary_key
         key = _cast_key(table, name)
-        return f"DELETE FROM {target} WHERE {quote(name)} IN (SELECT {key} FROM {incoming.keys})"
+        return f"DELETE FROM {target} WHERE {quote(name)} IN (SELECT {key} FROM {quote(incoming.keys)})"
     matches = " AND ".join(f"t.{quote(name)} = k.{_cast_key(table, name)}" for name in table.primary_key)
-    return f"DELETE FROM {target} AS t USING {incoming.keys} AS k WHERE {matches}"
+    return f"DELETE FROM {target} AS t USING {quote(incoming.keys)} AS k WHERE {matches}"
 
 
 def _cast_key(table: TableDefinition, name: str) -> str:
@@ -354,4 +372,4 @@ def _cast_key(table: TableDefinition, name: str) -> str:
 
 def _insert_sql(table: TableDefinition, target: str, incoming: _Incoming) -> str:
     columns = ", ".join(quote(name) for name in (*table.column_names, *METADATA_COLUMNS))
-    return f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {incoming.rows}"
+    return f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {quote(incoming.rows)}"

@@ -24,7 +24,7 @@ from functools import partial
 from schemas.table import TableDefinition
 from streams import telemetry
 from streams.adapters.duckdb_store import PartitionStore
-from streams.batches import RecordBatch
+from streams.batches import RecordBatch, contiguous
 from streams.errors import SchemaRegistryError, StoreError
 from streams.limits import (
     COMMIT_INTERVAL_SECONDS,
@@ -125,25 +125,27 @@ class PartitionIngestion:
     async def _commit(self, batches: Sequence[RecordBatch]) -> None:
         started = time.perf_counter()
         # 1. decode
-        decoded = await self._decoded(batches)
-        # 2. park
-        for batch in decoded:
-            await self._park(dead_letters_of(batch))
-        # 3. apply
-        await asyncio.to_thread(self._apply, decoded)
+        decoded, is_applied = await self._decoded(batches)
+        if not is_applied:
+            # 2. park
+            for batch in decoded:
+                await self._park(dead_letters_of(batch))
+            # 3. apply
+            await asyncio.to_thread(self._apply, decoded)
         # 4. announce
         await self._announce({batch.topic: batch.next_offset for batch in batches})
         _count(decoded, seconds=time.perf_counter() - started)
 
-    async def _decoded(self, batches: Sequence[RecordBatch]) -> list[DecodedBatch]:
-        """Decodes once every schema can be had, however long that takes. Raises the fault of `break_off`."""
+    async def _decoded(self, batches: Sequence[RecordBatch]) -> tuple[list[DecodedBatch], bool]:
+        """Decodes once every schema can be had, however long that takes. Where nothing is to be parked it also applies,
+        and says so: a second visit to a thread would cost a small transaction much. Raises the fault of `break_off`."""
         backoff = Backoff(ceiling_seconds=DECODE_BACKOFF_SECONDS_MAX)
         partition = self._store.partition
         waiting = telemetry.DECODE_BACKOFF_SECONDS.labels(partition)
         try:
             while True:
                 try:
-                    return await asyncio.to_thread(self._decode, batches)
+                    return await asyncio.to_thread(self._decode_and_apply_unless_parked, batches)
                 except SchemaRegistryError as error:
                     self.obstacle = error
                     delay = backoff.next_delay_seconds()
@@ -159,11 +161,18 @@ class PartitionIngestion:
             self.obstacle = None
             waiting.set(0)
 
+    def _decode_and_apply_unless_parked(self, batches: Sequence[RecordBatch]) -> tuple[list[DecodedBatch], bool]:
+        decoded = self._decode(batches)
+        if any(batch.parked for batch in decoded):
+            return decoded, False
+        self._apply(decoded)
+        return decoded, True
+
     def _decode(self, batches: Sequence[RecordBatch]) -> list[DecodedBatch]:
         positions = self._store.next_offsets()
         # Re-reads below the stored position are left out before they are decoded, so that they are not parked again.
         fresh = [batch.starting_at(positions.get(batch.topic, 0)) for batch in batches]
-        return [self._decoder.decode(self._tables[batch.topic], batch) for batch in fresh]
+        return [self._decoder.decode(self._tables[batch.topic], batch) for batch in contiguous(fresh)]
 
     async def _park(self, letters: Sequence[DeadLetter]) -> None:
         """A few at a time, so that a batch of poison costs neither much memory nor the others their turn."""

@@ -123,6 +123,14 @@ async def test_nothing_is_applied_past_poison_that_cannot_be_parked_yet(
     assert [letter.offset for letter in watched.letters] == [0]
 
 
+async def test_a_trickle_is_decoded_together_and_in_order(watched: Watched) -> None:
+    """What one fetch or many brought makes no difference."""
+    for first in range(0, 200, 2):
+        watched.ingestion.submit(batch(EVENTS, [{"number": first}, {"number": first + 1}], first=first))
+    await watched.is_applied(200)
+    assert watched.numbers() == list(range(200))
+
+
 async def test_a_storm_of_poison_is_parked_a_few_letters_at_a_time(watched: Watched) -> None:
     storm = 2 * PARKED_TOGETHER_MAX + 1
     watched.ingestion.submit(batch(EVENTS, [b"junk"] * storm + [{"number": 1}]))
