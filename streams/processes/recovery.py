@@ -1,7 +1,8 @@
 """Finds a partition a store to go on from: the recovery ladder (D7), one function per rung, tried in this order.
 
     local file   opened and checked by the store. A damaged one is put aside as `<N>.duckdb.corrupt-<ms>` (only the
-                 newest of them is kept) and the ladder goes on
+                 newest of them is kept) and the ladder goes on; so it does where nothing was ever applied, because an
+                 empty file would replay the log from its beginning, which may not be where the records began
     snapshot     newest version first; every block is checked against its name, the file against its checksum
     whole log    an empty store, which replays everything that the log still holds
 
@@ -129,6 +130,10 @@ class Recovery:
         except StoreCorruptError as error:
             aside = await in_thread(put_aside, path)
             logger.error("partition %d: the local file is damaged and was kept as %s: %s", partition, aside.name, error)
+            return None
+        if not store.next_offsets():
+            logger.info("partition %d: the local file never held anything", partition)
+            await in_thread(self._store.close_partition, partition)
             return None
         logger.info("partition %d: local file opened, at %s", partition, store.next_offsets())
         return _Found(store, Rung.LOCAL_FILE)

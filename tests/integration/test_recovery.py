@@ -107,6 +107,19 @@ async def test_invariant_8_a_lost_disk_comes_back_from_the_newest_snapshot(
     assert [path.name for path in stores.path_of(P).parent.glob("*.restoring")] == []
 
 
+async def test_an_empty_local_file_does_not_hide_a_snapshot(
+    stores: DuckDBStore, repository: RedisSnapshotRepository
+) -> None:
+    """A worker that had the partition for a moment leaves one behind."""
+    hashes = await snapshot_versions(stores.open_partition(P), repository, 1)
+    lose_disk(stores)
+    stores.open_partition(P)
+    stores.close_partition(P)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert recovered.rung is Rung.SNAPSHOT
+    assert recovered.store.content_hash() == hashes[0]
+
+
 async def test_invariant_8_replay_after_a_restore_reaches_the_content_of_the_live_store(
     stores: DuckDBStore, repository: RedisSnapshotRepository
 ) -> None:
