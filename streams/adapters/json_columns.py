@@ -223,7 +223,7 @@ def _distrust(mask: pa.BooleanArray, doubtful: set[int]) -> None:
 
 def _narrowed(target: pa.Decimal128Type, read: pa.Array, doubtful: set[int]) -> pa.Array:
     """Decimals in the column's own precision; those that do not fit become null and doubtful."""
-    limit = pa.scalar(10 ** (target.precision - target.scale), pa.decimal256(2 * DECIMAL_PRECISION_MAX, 0))
+    limit = pa.scalar(10 ** (target.precision - target.scale), read.type)
     wide = pc.greater_equal(pc.abs(read), limit)
     _distrust(wide, doubtful)
     return pc.if_else(wide, pa.scalar(None, read.type), read).cast(target)

@@ -284,6 +284,45 @@ def test_many_poison_records_leave_the_good_ones_to_the_fast_path(monkeypatch: p
     assert len(seen) == 100
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("TINYINT", "-5"),
+        ("BIGINT", "5"),
+        ("UBIGINT", "18446744073709551615"),
+        ("REAL", "0.5"),
+        ("DOUBLE", "0.1"),
+        ("DECIMAL(12,2)", "1.25"),
+        ("DECIMAL(38,18)", "1.25"),
+        ("DECIMAL(12,2)", '"1.25"'),
+        ("BOOLEAN", "true"),
+        ("VARCHAR", '"plain"'),
+        ("DATE", '"2024-02-29"'),
+        ("TIMESTAMP", '"2024-01-31T12:00:00"'),
+        ("TIMESTAMPTZ", '"2024-01-31T12:00:00.123Z"'),
+        ("TIMESTAMPTZ", "1706702400000"),
+        ("UUID", '"123e4567-e89b-12d3-a456-426614174000"'),
+        (ArrayType(scalar("SMALLINT")), "[1,null,3]"),
+        (StructType((StructField("p", scalar("INTEGER")),)), '{"p":1}'),
+    ],
+)
+def test_what_producers_usually_write_takes_the_fast_path(
+    kind: Any, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one pass: neither sieved nor left to the exact path, which would be right as well, but twenty times slower."""
+    definition = table("t", v=kind)
+    records = batch(definition, [f'{{"v":{text}}}'.encode()] * 100)
+    exact = EXACT.decode(definition, records)
+
+    def never(*_: object, **__: object) -> Any:
+        raise AssertionError("not in one pass")
+
+    monkeypatch.setattr(DuckDBDecoder, "_take_apart", never)
+    fast = FAST.decode(definition, records)
+    assert len(fast.rows) == 100
+    assert_equal(fast, exact)
+
+
 # -- the fast path equals the exact path -----------------------------------------------------------------------------
 
 _numbers = st.one_of(
