@@ -96,6 +96,9 @@ def drain(result: FetchResult, topic_partition: TP, generation: int) -> RecordBa
     while log_batches.has_next() and batch.size_bytes < FETCHED_BATCH_BYTES_MAX:
         log_batch = log_batches.next_batch()
         if fetched._check_crcs and not log_batch.validate_crc():
+            if fetched.next_fetch_offset > batch.first_offset:  # the next fetch starts at the damage, and reports it
+                result._partition_records = None
+                break
             raise CorruptRecordException(f"invalid CRC in {topic_partition} at {fetched.next_fetch_offset}")
         if not _is_hidden(fetched, log_batch):
             _append_records(batch, log_batch, fetched.next_fetch_offset)

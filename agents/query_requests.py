@@ -107,14 +107,18 @@ class RequestReading:
             logger.warning("%s goes on at %d: the log does not hold offset %d", topic_partition, position, wanted)
         self._positions[topic_partition] = position
         self.open.begin(topic_partition, position)
-        await self._readings[topic_partition].start({topic_partition: position})
+        reading = self._readings.get(topic_partition)
+        if reading is not None:  # else it was revoked meanwhile
+            await reading.start({topic_partition: position})
 
     async def _stop(self, topic_partition: TopicPartition) -> None:
+        reading = self._readings.pop(topic_partition, None)
         if starting := self._starting.get(topic_partition):
             starting.cancel()
             await asyncio.wait([starting])
-        await self._readings.pop(topic_partition).stop()
-        self._positions.pop(topic_partition, None)
+        if reading is not None:  # else another revoke is at it
+            await reading.stop()
+            self._positions.pop(topic_partition, None)
 
 
 class RequestAnswers:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Protocol
 
@@ -38,7 +37,6 @@ from mode import Service
 from agents.fetched_batches import ByteBudget, drain
 from streams.batches import RecordBatch
 from streams.errors import SinkFencedError, SinkUnavailableError
-from streams.limits import GATHERED_BYTES
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
 from streams.retry import in_words
@@ -48,9 +46,6 @@ logger = logging.getLogger(__name__)
 SCHEME = "pintail"
 COORDINATOR_CHECK_SECONDS = 1.0
 FETCH_WAIT_MS_MAX = 50
-#: How long a table's partition is left alone after a fetch that brought little. Part of what a steady trickle waits to
-#: become visible; a record after a pause does not wait for it, and neither does the query topic.
-REST_SECONDS = 0.01
 
 
 class PartitionOwner(Protocol):
@@ -89,10 +84,6 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
 class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Runs the aiokafka consumer on a thread of its own."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._rests_until: dict[TP, float] = {}
-
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         del transport
         return aiokafka.AIOKafkaConsumer(**self.app.consumer_options)
@@ -128,31 +119,26 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         while True:
             if fetcher._subscriptions.reassignment_in_progress:
                 await fetcher._subscriptions.wait_for_assignment()
-            batches, is_holding_back, rest_ends_at = self._drain_fetched(fetcher, active)
-            now = loop.time()
-            if batches or now >= deadline:
+            batches, is_holding_back = self._drain_fetched(fetcher, active)
+            remaining = deadline - loop.time()
+            if batches or remaining <= 0:
                 return batches
             waiting = [asyncio.ensure_future(fetcher._create_fetch_waiter())]
             if is_holding_back:
                 waiting.append(asyncio.ensure_future(self.consumer.budget.wait_for_room()))
-            wait_seconds = min(deadline, rest_ends_at) - now
-            done, pending = await asyncio.wait(waiting, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+            done, pending = await asyncio.wait(waiting, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
             for task in pending:
                 task.cancel()
-            if fetcher._closed:
+            if not done or fetcher._closed:
                 return {}
             for task in done:
                 task.result()
 
-    def _drain_fetched(self, fetcher: Fetcher, active: Any) -> tuple[dict[TP, list[RecordBatch]], bool, float]:
-        """What is fetched for active partitions and within the budget; True if the budget holds something back; when
-        the first partition that rests may be read again.
-
-        A partition that gave little rests for REST_SECONDS: its records gather at the broker, and a trickle does not
-        become a fetch per record."""
+    def _drain_fetched(self, fetcher: Fetcher, active: Any) -> tuple[dict[TP, list[RecordBatch]], bool]:
+        """What is fetched for active partitions and within the budget; True if the budget holds something back."""
         budget: ByteBudget = self.consumer.budget
         batches: dict[TP, list[RecordBatch]] = {}
-        is_holding_back, rest_ends_at, now = False, math.inf, asyncio.get_running_loop().time()
+        is_holding_back = False
         for topic_partition, result in list(fetcher._records.items()):
             tp = TP(topic_partition.topic, topic_partition.partition)
             if tp not in active:
@@ -163,9 +149,6 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             if budgeted and not budget.admits(tp, partitions=len(active)):
                 is_holding_back = True
                 continue
-            if budgeted and self._rests_until.get(tp, 0.0) > now:
-                rest_ends_at = min(rest_ends_at, self._rests_until[tp])
-                continue
             if isinstance(result, FetchError):
                 self._report(tp, result)
             elif result.check_assignment(topic_partition) and result.has_more():
@@ -173,12 +156,11 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
                 if batch is not None:
                     if budgeted:
                         budget.take(tp, batch)
-                        self._rests_until[tp] = now + REST_SECONDS if batch.size_bytes < GATHERED_BYTES else now
                     batches[tp] = [batch]
             if isinstance(result, FetchError) or not result.has_more():
                 del fetcher._records[topic_partition]
                 fetcher._notify(fetcher._wait_consume_future)
-        return batches, is_holding_back, rest_ends_at
+        return batches, is_holding_back
 
     def _drain_one(self, result: FetchResult, tp: TP) -> RecordBatch | None:
         """The next batch of this fetch; None if it brings none, or cannot be read. Then nothing of what is left of it

@@ -50,19 +50,28 @@ class KafkaDeadLetters:
 
     async def park(self, letters: Sequence[DeadLetter]) -> None:
         """See streams.ports.DeadLetters. A failure is raised once every other letter has been sent or has failed."""
-        # One after the other into the producer's batches: as many tasks would all wake at every batch that leaves.
-        underway = [(letter, await self._send(letter, letter.value)) for letter in letters if _is_small(letter)]
         failures: list[KafkaError] = []
+        underway: list[tuple[DeadLetter, asyncio.Future[RecordMetadata]]] = []
+        alone = [letter for letter in letters if not _is_small(letter)]
+        # One after the other into the producer's batches: as many tasks would all wake at every batch that leaves.
+        for letter in letters:
+            if _is_small(letter):
+                try:
+                    underway.append((letter, await self._send(letter, letter.value)))
+                except KafkaError as error:
+                    failures.append(error)
         for letter, acknowledged in underway:
             try:
                 await acknowledged
             except MessageSizeTooLargeError:  # all of its batch: the topic was made with a smaller limit than ours
+                alone.append(letter)
+            except KafkaError as error:
+                failures.append(error)
+        for letter in alone:
+            try:
                 await self._park_alone(letter)
             except KafkaError as error:
                 failures.append(error)
-        for letter in letters:
-            if not _is_small(letter):
-                await self._park_alone(letter)
         if failures:
             raise failures[0]
 

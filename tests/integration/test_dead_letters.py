@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError
 
 from schemas.dead_letters import OFFSET, TRUNCATED
 from streams.adapters.kafka_producers import KafkaDeadLetters
@@ -38,6 +43,25 @@ async def test_a_storm_of_letters_is_parked_once_each(kafka: str, new_topic: New
     letters = [letter_of(topic, offset, b"poison %d" % offset) for offset in range(5_000)]
     held = await parked(kafka, letters)
     assert [value for _, value in held] == [letter.value for letter in letters]
+
+
+async def test_a_letter_that_cannot_be_sent_keeps_no_other_back(
+    kafka: str, new_topic: NewTopicMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = new_topic("letters")
+    letters = [letter_of(topic, offset, b"poison") for offset in range(5)]
+    send = AIOKafkaProducer.send
+
+    async def refuse_the_third(self: AIOKafkaProducer, *arguments: Any, **options: Any) -> Any:
+        if dict(options["headers"])[OFFSET] == b"2":
+            raise KafkaTimeoutError
+        return await send(self, *arguments, **options)
+
+    monkeypatch.setattr(AIOKafkaProducer, "send", refuse_the_third)
+    with pytest.raises(KafkaTimeoutError):
+        await parked(kafka, letters)
+    held = [int(dict(record.headers() or [])[OFFSET]) for record in records_of(kafka, [topic])]
+    assert sorted(held) == [0, 1, 3, 4]
 
 
 async def test_only_a_letter_that_is_too_large_for_its_topic_is_cut(kafka: str, new_topic: NewTopicMaker) -> None:

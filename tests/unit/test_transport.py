@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,6 @@ from agents import fetched_batches
 from agents.fetched_batches import ByteBudget, drain
 from agents.transport import BatchConsumer, BatchConsumerThread
 from streams.batches import RECORD_OVERHEAD_BYTES, RecordBatch
-from streams.limits import GATHERED_BYTES
 from streams.positions import TopicPartition
 
 FLIGHTS = TP("flights", 0)
@@ -121,6 +119,15 @@ def test_a_corrupt_log_batch_is_an_error_and_never_data() -> None:
     result, _ = fetched(bytes(raw), check_crcs=True)
     with pytest.raises(CorruptRecordException):
         drain(result, FLIGHTS, 1)
+
+
+def test_what_comes_before_a_corrupt_log_batch_is_read_and_the_next_fetch_starts_at_it() -> None:
+    raw = bytearray(log_batch(2, [b"damaged"]))
+    raw[-3] ^= 0x01
+    result, state = fetched(log_batch(0, [b"a", b"b"]), bytes(raw), log_batch(3, [b"behind"]), check_crcs=True)
+    batch = drained(result)
+    assert (batch.values, batch.next_offset, state.position) == ([b"a", b"b"], 2, 2)
+    assert not result.has_more(), "what is left of the fetch must not be read past the damage"
 
 
 def test_a_large_fetch_is_handed_out_in_parts_that_continue_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,40 +244,22 @@ def thread_over(fetched: dict[TP, FetchResult]) -> tuple[Any, Any]:
     thread: Any = BatchConsumerThread.__new__(BatchConsumerThread)
     thread.consumer = Consumer(*fetched)
     thread._consumer = SimpleNamespace(_coordinator=SimpleNamespace(generation=1))
-    thread._rests_until = {}
     return thread, SimpleNamespace(
         _records=fetched, _notify=lambda _: None, _wait_consume_future=None, _subscriptions=None
     )
 
 
-async def test_a_damaged_fetch_of_one_partition_costs_no_other_its_records_and_is_fetched_again() -> None:
+def test_a_damaged_fetch_of_one_partition_costs_no_other_its_records_and_is_fetched_again() -> None:
     damaged = bytearray(log_batch(0, [b"hello"]))
     damaged[-3] ^= 0x01
     other = TP("flights", 1)
     whole, _ = fetched(log_batch(0, [b"a", b"b"]))
     broken, state = fetched(bytes(damaged), log_batch(1, [b"behind"]), check_crcs=True)
     thread, fetcher = thread_over({FLIGHTS: whole, other: broken})
-    batches, *_ = thread._drain_fetched(fetcher, {FLIGHTS, other})
+    batches, _ = thread._drain_fetched(fetcher, {FLIGHTS, other})
     assert {tp: batch.values for tp, (batch,) in batches.items()} == {FLIGHTS: [b"a", b"b"]}
     assert fetcher._records == {}, "what is left of the damaged fetch must not be read past the damage"
     assert state.position == 0
     ((reported, why),) = thread.consumer.unreadable
     assert reported == other
     assert "CRC" in why
-
-
-async def test_a_partition_that_gave_little_rests_and_one_that_gave_much_does_not() -> None:
-    much, little = TP("flights", 1), FLIGHTS
-    thread, fetcher = thread_over(
-        {much: fetched(log_batch(0, [b"x" * GATHERED_BYTES]))[0], little: fetched(log_batch(0, [b"a"]))[0]}
-    )
-    batches, _, rest_ends_at = thread._drain_fetched(fetcher, {much, little})
-    assert set(batches) == {much, little}
-    assert rest_ends_at == math.inf
-    batches.clear()  # gives their bytes back
-    fetcher._records |= {tp: fetched(log_batch(1, [b"b"]), position=1)[0] for tp in (much, little)}
-    batches, _, rest_ends_at = thread._drain_fetched(fetcher, {much, little})
-    assert set(batches) == {much}
-    thread._rests_until[little] = 0.0
-    assert set(thread._drain_fetched(fetcher, {much, little})[0]) == {little}
-    assert rest_ends_at < math.inf
