@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from schemas.catalog import Catalog
@@ -27,7 +28,7 @@ from streams.errors import LogGapError, PintailError, SchemaRegistryError, Stale
 from streams.finishing import all_ended, in_thread
 from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
-from streams.processes.ingestion import PartitionIngestion
+from streams.processes.ingestion import PartitionIngestion, ingestion_threads
 from streams.processes.log_reading import LogReading
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
@@ -55,6 +56,7 @@ class HostingParts:
     snapshotter: Snapshotter | None
     decoder: Decoder
     dead_letters: DeadLetters
+    threads: Executor = field(default_factory=ingestion_threads)
 
 
 class HostedPartition:
@@ -224,6 +226,7 @@ class HostedPartition:
             decoder=self._parts.decoder,
             dead_letters=self._parts.dead_letters,
             announce=self._announce,
+            threads=self._parts.threads,
         )
         await self._enter(PartitionState.REPLAYING)
         await self._reading.start({tp: self.positions[tp.topic] for tp in self.topic_partitions})

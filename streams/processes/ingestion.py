@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -41,6 +43,12 @@ logger = logging.getLogger(__name__)
 DECODE_BACKOFF_SECONDS_MAX = 10.0
 
 
+def ingestion_threads() -> Executor:
+    """Where the partitions of a worker decode and apply: as many threads as cores. More would take turns at the
+    interpreter's lock with the loops that fetch and answer, which then come to their turn a second late."""
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="ingestion")
+
+
 class PartitionIngestion:
     """Applies the batches of one partition, in order, until it is cancelled."""
 
@@ -52,12 +60,14 @@ class PartitionIngestion:
         decoder: Decoder,
         dead_letters: DeadLetters,
         announce: Callable[[Mapping[str, int]], Awaitable[None]],
+        threads: Executor,
     ) -> None:
         self._store = store
         self._tables = tables
         self._decoder = decoder
         self._dead_letters = dead_letters
         self._announce = announce
+        self._in_thread = partial(asyncio.get_running_loop().run_in_executor, threads)
         self._queue: deque[RecordBatch] = deque()
         self._queued_bytes = 0
         self._arrived = asyncio.Event()
@@ -131,7 +141,7 @@ class PartitionIngestion:
             for batch in decoded:
                 await self._park(dead_letters_of(batch))
             # 3. apply
-            await asyncio.to_thread(self._apply, decoded)
+            await self._in_thread(self._apply, decoded)
         # 4. announce
         await self._announce({batch.topic: batch.next_offset for batch in batches})
         _count(decoded, seconds=time.perf_counter() - started)
@@ -145,7 +155,7 @@ class PartitionIngestion:
         try:
             while True:
                 try:
-                    return await asyncio.to_thread(self._decode_and_apply_unless_parked, batches)
+                    return await self._in_thread(self._decode_and_apply_unless_parked, batches)
                 except SchemaRegistryError as error:
                     self.obstacle = error
                     delay = backoff.next_delay_seconds()

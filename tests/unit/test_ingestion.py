@@ -17,7 +17,7 @@ from streams.batches import RecordBatch
 from streams.errors import LogGapError, SchemaRegistryError, SchemaRegistryRejectedError, SchemaRegistryUnavailableError
 from streams.limits import PARKED_TOGETHER_MAX
 from streams.ports import DeadLetter, DecodedBatch
-from streams.processes.ingestion import PartitionIngestion
+from streams.processes.ingestion import PartitionIngestion, ingestion_threads
 from streams.retry import Backoff
 from tests.store_samples import DECODER, batch, table
 
@@ -39,7 +39,12 @@ class Watched:
         self.announced: dict[str, int] = {}
         self.moved = asyncio.Condition()
         self.ingestion = PartitionIngestion(
-            self.store, tables={EVENTS.topic: EVENTS}, decoder=self, dead_letters=self, announce=self.announce
+            self.store,
+            tables={EVENTS.topic: EVENTS},
+            decoder=self,
+            dead_letters=self,
+            announce=self.announce,
+            threads=ingestion_threads(),
         )
         self.task = asyncio.create_task(self.ingestion.run())
 
