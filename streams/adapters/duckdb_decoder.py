@@ -37,7 +37,15 @@ from streams.adapters.exact_decoder import (
 )
 from streams.adapters.exact_json import nesting_depth
 from streams.adapters.exact_values import INTEGER_RANGES
-from streams.adapters.json_columns import ColumnReader, ReadColumns, column_reader, count_byte, lines, plain_text
+from streams.adapters.json_columns import (
+    ColumnReader,
+    ReadColumns,
+    column_reader,
+    is_utf8,
+    lines,
+    may_nest_too_deep,
+    plain_text,
+)
 from streams.batches import RecordBatch
 from streams.limits import JSON_DEPTH_MAX, RECORD_BYTES_MAX
 from streams.ports import DecodedBatch, Decoder
@@ -150,7 +158,7 @@ class DuckDBDecoder(Decoder):
         try:
             text = piece.text()
         except pa.ArrowInvalid:
-            piece = reading.distrust(piece, {row for row, value in enumerate(piece.values) if not _is_utf8(value)})
+            piece = reading.distrust(piece, {row for row, value in enumerate(piece.values) if not is_utf8(value)})
             text = piece.text()
         others = pc.indices_nonzero(pc.invert(pc.starts_with(text, "{"))).to_pylist()
         piece = reading.distrust(piece, {*others, *self._rows(text, "NOT json_valid(value)")})
@@ -217,22 +225,13 @@ def _absent(items: Sequence[bytes | None]) -> list[int]:
     return [index for index, item in enumerate(items) if item is None] if None in items else []
 
 
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _odd_rows(values: Sequence[bytes]) -> set[int]:
     """The rows with NaN or Infinity, which are not JSON, and those that nest too deep: both suit the fast reader."""
     text = b"".join(values)
     odd: set[int] = set()
     if b"NaN" in text or b"Inf" in text:
         odd.update(row for row, value in enumerate(values) if _CONSTANT.search(value))
-    # Every record has one bracket of its own, so this many more are needed for one that is too deep.
-    if count_byte(text, b"{") + count_byte(text, b"[") - len(values) >= JSON_DEPTH_MAX:
+    if may_nest_too_deep(text, records=len(values)):
         odd.update(
             row
             for row, value in enumerate(values)

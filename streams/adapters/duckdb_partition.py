@@ -232,7 +232,6 @@ class PartitionStore:
         """The positions after these batches, and per table the rows and deletes not applied yet, oldest first."""
         positions = dict(self._next_offsets)
         by_table: dict[str, list[DecodedBatch]] = {}
-        cuts: dict[str, int] = {}
         for batch in batches:
             source = batch.source
             assert source.partition == self.partition, "a batch of another partition"
@@ -243,7 +242,6 @@ class PartitionStore:
                     f"{source.first_offset}",
                     hint="records were deleted before they were applied: rebuild the partition from ClickHouse",
                 )
-            cuts.setdefault(source.topic, position if position is not None else source.first_offset)
             if position is not None and source.next_offset <= position:
                 continue
             positions[source.topic] = source.next_offset

@@ -144,14 +144,13 @@ def plain_text(values: Sequence[bytes | None]) -> bytes | None:
         return None
     if len(text) > RECORD_BYTES_MAX and max(map(len, values)) > RECORD_BYTES_MAX:  # type: ignore[arg-type]
         return None
-    # Every record has one bracket of its own, so this many more are needed for one that is too deep.
-    if count_byte(text, b"{") + count_byte(text, b"[") - len(values) >= JSON_DEPTH_MAX:
+    if may_nest_too_deep(text, records=len(values)):
         brackets = np.add.reduceat((byte == _OPEN) | (byte == _OPEN_LIST), np.append(0, ends), dtype=np.int32)
         if brackets.max() > JSON_DEPTH_MAX:
             return None
     if _holds(byte, text, b"NaN") or _holds(byte, text, b"Inf"):
         return None
-    return text if text.isascii() or _is_utf8(text) else None
+    return text if text.isascii() or is_utf8(text) else None
 
 
 def longest_digits(text: bytes) -> int:
@@ -165,12 +164,18 @@ def _holds(byte: npt.NDArray[np.uint8], text: bytes, word: bytes) -> bool:
     return any(text.startswith(word, start) for start in np.flatnonzero(byte == word[0]).tolist())
 
 
-def _is_utf8(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
+    """Whether the bytes are text."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError:
         return False
     return True
+
+
+def may_nest_too_deep(text: bytes, *, records: int) -> bool:
+    """False if no record in the text can. Each has one bracket of its own, so one that is needs this many more."""
+    return count_byte(text, b"{") + count_byte(text, b"[") - records >= JSON_DEPTH_MAX
 
 
 def count_byte(text: bytes, byte: bytes) -> int:
