@@ -11,11 +11,8 @@ import argparse
 import io
 import os
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -27,6 +24,7 @@ from schemas.catalog import load_catalog
 from schemas.errors import ConfigurationError, PintailError
 from streams.client import Client
 from streams.config import PACKAGED_TABLES, Settings, load_settings
+from streams.localstack.signals import ending_signals_interrupt, signals_ignored
 from streams.localstack.stack import LocalStack, StackOptions
 
 #: Apart from the folder of `pintail dev`, so that the demo may begin with nothing each time.
@@ -49,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     report = DemoReport(console)
     try:
-        with _ending_signals_interrupt():
+        with ending_signals_interrupt():
             return _run(options, report, stays_up=on_terminal or options.keep)
     except KeyboardInterrupt:
         console.print("\nInterrupted; everything is stopped.")
@@ -107,7 +105,7 @@ def _run(options: argparse.Namespace, report: DemoReport, *, stays_up: bool) -> 
         if stays_up:
             _stay_up(stack, settings, report)
     finally:
-        with _signals_ignored():
+        with signals_ignored():
             stack.stop()
     return 0 if report.every_promise_was_kept else 1
 
@@ -151,34 +149,6 @@ Ctrl-C stops everything; the data stays in {stack.data_dir} until the next demo.
         stack.wait()
     except KeyboardInterrupt:
         report.say("\nStopping.")
-
-
-@contextmanager
-def _ending_signals_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo the way Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with _handlers(interrupt, signal.SIGTERM, signal.SIGHUP):
-        yield
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """A second Ctrl-C does not cut the orderly stop short."""
-    with _handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        yield
-
-
-@contextmanager
-def _handlers(handler: Callable[..., None] | signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,10 @@ what to try, and stops all of it in order at the end.
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -25,6 +21,7 @@ from streams.config import ENVIRONMENT_PREFIX, URL_SETTINGS, Settings, load_sett
 from streams.errors import ConfigurationError, MissingProgramError
 from streams.localstack.memory_broker import LIMITS
 from streams.localstack.processes import ProcessState
+from streams.localstack.signals import ending_signals_interrupt, signals_ignored
 from streams.localstack.stack import SERVICES, LocalStack, StackOptions
 from streams.urls import redacted
 
@@ -74,7 +71,7 @@ def dev(
     console = Console(highlight=False)
     if broker is Broker.MEMORY:
         console.print(f"Note: {LIMITS}.", soft_wrap=True)
-    with _ending_signals_interrupt(), _Progress(console) as progress:
+    with ending_signals_interrupt(), _Progress(console) as progress:
         stack = LocalStack(data_dir or settings.data_dir, options, report=progress)
         try:
             stack.start()
@@ -86,7 +83,7 @@ def dev(
         except MissingProgramError as missing:
             raise MissingProgramError(missing.message, hint=f"{missing.hint}; {_WITHOUT_JAVA}") from None
         finally:
-            with _signals_ignored():
+            with signals_ignored():
                 stack.stop()
 
 
@@ -146,33 +143,3 @@ def _say_what_is_there(console: Console, stack: LocalStack, settings: Settings, 
         lines.append(f'  {prefix}pintail query "SELECT count(*) FROM {catalog.tables[0].name}"')
     lines += [f"  kcat -b {stack.addresses['kafka']} -L", "", "Ctrl-C stops everything; the data stays."]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _ending_signals_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the command the way Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with _handlers(interrupt, signal.SIGTERM, signal.SIGHUP):
-        yield
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """A second Ctrl-C does not cut the orderly stop short."""
-    with _handlers(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        yield
-
-
-@contextmanager
-def _handlers(
-    handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: signal.Signals
-) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
