@@ -119,7 +119,7 @@ def test_both_topics_arrive_exactly_and_wait_for_the_registry_without_losing_or_
         told = wait_for(lambda w=worker, p=partition: failure(system, w, p), f"{worker} says what it waits for")  # type: ignore[misc]
         assert registry.url in told
     metrics = urllib3.request("GET", f"http://127.0.0.1:{port(system, 'store-0')}/metrics", retries=False).data.decode()
-    assert 'pintail_decode_backoff_seconds{partition="0"} 0.0' not in metrics
+    assert 'pintail_decode_backoff_seconds{partition="0"} 0.0\n' not in metrics
     assert 'pintail_decode_backoff_seconds{partition="0"}' in metrics
     for op, before, after in [
         ("c", None, {"id": 7, "total": "BNI=", "placed_at": 1706702400000001, "note": "kept"}),
