@@ -56,7 +56,7 @@ SELECT * FROM information_schema.tables
 SELECT * FROM "information_schema"."tables"
 SELECT * FROM _positions
 SELECT * FROM partition_0.main.flights
-SELECT * FROM partition_0.pintail.offsets
+SELECT * FROM partition_0.pintail.ledger
 SELECT * FROM memory.all_partitions.flights
 SELECT * FROM all_partitions.flights
 SELECT * FROM p0.flights

@@ -29,6 +29,26 @@ from streams.ports import DecodedBatch
 
 _EPOCH_KEY = "epoch"
 
+#: What was applied, a row per transaction and topic: the records of [first_offset, next_offset) by what became of them.
+#: Written by INSERT only, because a DELETE would cost a small transaction a tenth more; folded now and then.
+LEDGER_SQL = """CREATE TABLE IF NOT EXISTS {name} (
+    topic VARCHAR NOT NULL, first_offset BIGINT NOT NULL, next_offset BIGINT NOT NULL,
+    rows BIGINT NOT NULL, deletes BIGINT NOT NULL, parked BIGINT NOT NULL)"""
+#: Ledger rows after which they are folded into one for each topic.
+_LEDGER_ROWS_MAX = 64
+
+
+@dataclass
+class LedgerEntry:
+    """A range of a topic's offsets that was applied in one go, and its records by what became of them. Offsets without
+    a record (compacted away, transaction markers) are in the range and in none of the counts."""
+
+    first_offset: int
+    next_offset: int
+    rows: int = 0
+    deletes: int = 0
+    parked: int = 0
+
 
 @dataclass(frozen=True)
 class FrozenFile:
@@ -61,12 +81,19 @@ class PartitionStore:
         self._checkpointing = threading.Lock()  # taken before _writing
         self._released = False
         self._sources: dict[str, _ArrowSource] = {}
+        self._ledger_rows = 0
         with self._writing:
-            self._next_offsets = self._read_next_offsets()
+            self._next_offsets = {topic: entry.next_offset for topic, entry in self._read_ledger().items()}
 
     def next_offsets(self) -> dict[str, int]:
         """By topic, where to resume; topics never consumed are absent."""
         return dict(self._next_offsets)
+
+    def ledger(self) -> dict[str, LedgerEntry]:
+        """By topic, everything that was applied since the partition began."""
+        with self._writing:
+            self._check_held()
+            return self._read_ledger()
 
     def epoch(self) -> int:
         """The epoch last set; 0 for a new file."""
@@ -85,21 +112,17 @@ class PartitionStore:
 
         1. leave out what is below the topic's next_offset    2. per table, keep the last record of each key
         3. delete the rows of those keys                      4. insert rows
-        5. set next_offset                                    6. commit
+        5. enter the range in the ledger, which sets next_offset
         Raises LogGapError, StaleEpochError after release, StoreError; then nothing is applied.
         """
         with self._writing:
             self._check_held()
-            positions, pending = self._pending(batches)
-            if positions == self._next_offsets:
+            entries, pending = self._pending(batches)
+            if not entries:
                 return
-            with self._visible(pending) as tables, self._begun() as connection:
-                for table, incoming in tables:
-                    if table.is_keyed:
-                        connection.execute(_delete_keys_sql(table, self._table(table), incoming))
-                    connection.execute(_insert_sql(table, self._table(table), incoming))
-                self._write_next_offsets(connection, positions)
-            self._next_offsets = positions
+            with self._visible(pending) as statements:
+                self._in_one_go([*statements, *self._enter(entries)])
+            self._next_offsets |= {topic: entry.next_offset for topic, entry in entries.items()}
 
     def delete_expired(self, now_ms: int) -> int:
         """Deletes the rows that are older than their table's retention; returns how many."""
@@ -164,7 +187,11 @@ class PartitionStore:
         try:
             cursor.execute("BEGIN TRANSACTION READ ONLY")
             content = {
-                "offsets": sorted(cursor.execute(f"SELECT topic, next_offset FROM {self._own('offsets')}").fetchall()),
+                "offsets": sorted(
+                    cursor.execute(
+                        f"SELECT topic, max(next_offset) FROM {self._own('ledger')} GROUP BY topic"
+                    ).fetchall()
+                ),
                 "tables": {table.name: self._table_hash(cursor, table) for table in self._catalog.tables},
             }
             cursor.execute("COMMIT")
@@ -205,14 +232,23 @@ class PartitionStore:
     @contextmanager
     def _begun(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """BEGIN, then COMMIT or ROLLBACK."""
-        connection = self._connection
+        with self._rolled_back_on_error():
+            self._connection.execute("BEGIN TRANSACTION")
+            yield self._connection
+            self._connection.execute("COMMIT")
+
+    def _in_one_go(self, statements: Sequence[str]) -> None:
+        """A transaction of these in a single call: each call takes the interpreter's lock several times."""
+        with self._rolled_back_on_error():
+            self._connection.execute("; ".join(["BEGIN TRANSACTION", *statements, "COMMIT"]))
+
+    @contextmanager
+    def _rolled_back_on_error(self) -> Iterator[None]:
         try:
-            connection.execute("BEGIN TRANSACTION")
-            yield connection
-            connection.execute("COMMIT")
+            yield
         except BaseException as error:
             with suppress(duckdb.Error):  # there may be no transaction left to roll back
-                connection.execute("ROLLBACK")
+                self._connection.execute("ROLLBACK")
             if isinstance(error, duckdb.Error):
                 raise StoreError(
                     f"partition {self.partition}: {error}",
@@ -228,14 +264,16 @@ class PartitionStore:
 
     def _pending(
         self, batches: Sequence[DecodedBatch]
-    ) -> tuple[dict[str, int], list[tuple[TableDefinition, pa.Table, pa.Table]]]:
-        """The positions after these batches, and per table the rows and deletes not applied yet, oldest first."""
-        positions = dict(self._next_offsets)
+    ) -> tuple[dict[str, LedgerEntry], list[tuple[TableDefinition, pa.Table, pa.Table]]]:
+        """By topic what these batches add to the ledger, and per table the rows and deletes not applied yet, oldest
+        first."""
+        entries: dict[str, LedgerEntry] = {}
         by_table: dict[str, list[DecodedBatch]] = {}
         for batch in batches:
             source = batch.source
             assert source.partition == self.partition, "a batch of another partition"
-            position = positions.get(source.topic)
+            entry = entries.get(source.topic)
+            position = entry.next_offset if entry else self._next_offsets.get(source.topic)
             if position is not None and source.first_offset > position:
                 raise LogGapError(
                     f"{source.topic_partition}: the store needs offset {position}, the log continues at "
@@ -244,8 +282,15 @@ class PartitionStore:
                 )
             if position is not None and source.next_offset <= position:
                 continue
-            positions[source.topic] = source.next_offset
-            by_table.setdefault(batch.table.name, []).append(_from_offset(batch, position))
+            fresh = _from_offset(batch, position)
+            if entry is None:
+                first = source.first_offset if position is None else position
+                entry = entries[source.topic] = LedgerEntry(first, first)
+            entry.next_offset = source.next_offset
+            entry.rows += len(fresh.rows)
+            entry.deletes += len(fresh.deletes)
+            entry.parked += len(fresh.parked)
+            by_table.setdefault(batch.table.name, []).append(fresh)
         pending = [
             (
                 group[0].table,
@@ -254,46 +299,58 @@ class PartitionStore:
             )
             for group in by_table.values()
         ]
-        return positions, [entry for entry in pending if len(entry[1]) or len(entry[2])]
+        return entries, [part for part in pending if len(part[1]) or len(part[2])]
 
     @contextmanager
-    def _visible(
-        self, pending: list[tuple[TableDefinition, pa.Table, pa.Table]]
-    ) -> Iterator[list[tuple[TableDefinition, _Incoming]]]:
-        """Makes Arrow tables visible to the writer's connection, and to it only."""
-        tables: list[tuple[TableDefinition, _Incoming]] = []
+    def _visible(self, pending: list[tuple[TableDefinition, pa.Table, pa.Table]]) -> Iterator[list[str]]:
+        """Shows the writer's connection, and nobody else, these tables; gives the statements that apply them."""
+        statements: list[str] = []
         used: list[_ArrowSource] = []
         try:
             for table, rows, deletes in pending:
                 incoming = _Incoming(f"incoming rows of {table.name}", f"incoming keys of {table.name}")
+                target = self._table(table)
                 if table.is_keyed:
                     keys, rows = last_of_each_key(table, rows, deletes)
                     used.append(self._show(incoming.keys, keys))
-                used.append(self._show(incoming.rows, rows))
-                tables.append((table, incoming))
-            yield tables
+                    # Planned anew each time: which side of the join is the larger one changes as the table grows.
+                    statements.append(_delete_keys_sql(table, target, incoming))
+                used.append(self._show(incoming.rows, rows, prepared=_insert_sql(table, target, incoming)))
+                statements.append(f"EXECUTE {quote(incoming.rows)}")
+            yield statements
         finally:
             for source in used:
                 source.table = source.table.schema.empty_table()
 
-    def _show(self, name: str, table: pa.Table) -> _ArrowSource:
-        """Lets `name` give these rows. Registering costs as much as inserting a hundred of them, so it is done once."""
+    def _show(self, name: str, table: pa.Table, *, prepared: str | None = None) -> _ArrowSource:
+        """Lets `name` give these rows. Registering costs as much as inserting a hundred of them, so it is done once; so
+        is planning the statement that is to be executed under the same name."""
         source = self._sources.get(name)
         if source is None:
             source = self._sources[name] = _ArrowSource(table)
             self._connection.register(name, source)
+            if prepared is not None:
+                self._connection.execute(f"PREPARE {quote(name)} AS {prepared}")
         source.table = table
         return source
 
-    def _write_next_offsets(self, connection: duckdb.DuckDBPyConnection, positions: Mapping[str, int]) -> None:
-        changed = [[topic, offset] for topic, offset in positions.items() if self._next_offsets.get(topic) != offset]
-        for topic, offset in changed:
-            connection.execute(f"DELETE FROM {self._own('offsets')} WHERE topic = ?", [topic])
-            connection.execute(f"INSERT INTO {self._own('offsets')} VALUES (?, ?)", [topic, offset])
+    def _enter(self, entries: Mapping[str, LedgerEntry]) -> list[str]:
+        """The statements that add these to the ledger, folded once it is long."""
+        ledger = self._own("ledger")
+        self._ledger_rows += len(entries)
+        statements = []
+        if self._ledger_rows > _LEDGER_ROWS_MAX:
+            folded = self._read_ledger()
+            self._ledger_rows = len(folded) + len(entries)
+            statements += [f"DELETE FROM {ledger}", _ledger_insert_sql(ledger, folded)]
+        return [*statements, _ledger_insert_sql(ledger, entries)]
 
-    def _read_next_offsets(self) -> dict[str, int]:
-        rows = self._connection.execute(f"SELECT topic, next_offset FROM {self._own('offsets')}").fetchall()
-        return dict(rows)
+    def _read_ledger(self) -> dict[str, LedgerEntry]:
+        rows = self._connection.execute(
+            "SELECT topic, min(first_offset), max(next_offset), sum(rows)::BIGINT, sum(deletes)::BIGINT, "
+            f"sum(parked)::BIGINT FROM {self._own('ledger')} GROUP BY topic"
+        ).fetchall()
+        return {topic: LedgerEntry(*entry) for topic, *entry in rows}
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -350,8 +407,17 @@ def _from_offset(batch: DecodedBatch, position: int | None) -> DecodedBatch:
         source=batch.source,
         rows=batch.rows.filter(pc.greater_equal(batch.rows["_offset"], position)),
         deletes=batch.deletes.filter(pc.greater_equal(batch.deletes["_offset"], position)),
-        parked=batch.parked,
+        parked=tuple(each for each in batch.parked if batch.source.offsets[each.index] >= position),
     )
+
+
+def _ledger_insert_sql(ledger: str, entries: Mapping[str, LedgerEntry]) -> str:
+    """Kafka allows no quotes in the names of topics."""
+    values = [
+        f"('{topic}', {entry.first_offset}, {entry.next_offset}, {entry.rows}, {entry.deletes}, {entry.parked})"
+        for topic, entry in entries.items()
+    ]
+    return f"INSERT INTO {ledger} VALUES {', '.join(values)}"
 
 
 def _delete_keys_sql(table: TableDefinition, target: str, incoming: _Incoming) -> str:

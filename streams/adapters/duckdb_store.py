@@ -28,7 +28,7 @@ from streams.adapters.duckdb_file import (
     unsound_blocks,
     wal_files,
 )
-from streams.adapters.duckdb_partition import FrozenFile, PartitionStore
+from streams.adapters.duckdb_partition import LEDGER_SQL, FrozenFile, PartitionStore
 from streams.errors import StoreError, StoreLockedError
 
 __all__ = ["DuckDBStore", "FrozenFile", "PartitionStore"]
@@ -219,7 +219,7 @@ class DuckDBStore:
         own = f"{database}.pintail"
         statements = [
             f"CREATE SCHEMA IF NOT EXISTS {own}",
-            f"CREATE TABLE IF NOT EXISTS {own}.offsets (topic VARCHAR NOT NULL, next_offset BIGINT NOT NULL)",
+            LEDGER_SQL.format(name=f"{own}.ledger"),
             f"CREATE TABLE IF NOT EXISTS {own}.migrations (table_name VARCHAR NOT NULL, number INTEGER NOT NULL)",
             f"CREATE TABLE IF NOT EXISTS {own}.meta (key VARCHAR NOT NULL, value VARCHAR NOT NULL)",
         ]
@@ -311,7 +311,8 @@ def _view_sql(scope: str, table: TableDefinition, stores: list[PartitionStore]) 
 
 def _positions_view_sql(scope: str, stores: list[PartitionStore]) -> str:
     selects = [
-        f"SELECT {store.partition}::INTEGER AS partition, topic, next_offset FROM {store.database}.pintail.offsets"
+        f"SELECT {store.partition}::INTEGER AS partition, topic, max(next_offset) AS next_offset "
+        f"FROM {store.database}.pintail.ledger GROUP BY topic"
         for store in stores
     ] or ["SELECT NULL::INTEGER AS partition, NULL::VARCHAR AS topic, NULL::BIGINT AS next_offset WHERE false"]
     return f"CREATE OR REPLACE VIEW memory.{quote(scope)}._positions AS {' UNION ALL '.join(selects)}"

@@ -17,6 +17,7 @@ import pytest
 
 from schemas.catalog import Catalog
 from schemas.table import Column, Migration, TableDefinition
+from streams.adapters.duckdb_partition import LedgerEntry
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.errors import LogGapError, StaleEpochError, StoreCorruptError, StoreError, StoreLockedError
 from streams.limits import SNAPSHOT_BLOCK_BYTES
@@ -123,6 +124,30 @@ def test_every_column_type_survives_the_store(store: DuckDBStore) -> None:
     }
     assert found == expected
     assert set(empty[: len(names)]) == {None}
+
+
+# -- the ledger ------------------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_counts_what_became_of_every_record_however_long_it_grows(store: DuckDBStore) -> None:
+    partition = store.open_partition(0)
+    partition.apply([decoded(EVENTS, [{"what": "x"}], first=40)])
+    for first in range(0, 300, 3):
+        # The first one of each three is read again and again; the one in the middle is poison.
+        again = max(0, first - 3)
+        values = [{"id": 1}] * (first - again) + [{"id": 1, "carrier": "AA"}, b"poison", None]
+        partition.apply([flights(again, *values, keys=[b"1"] * len(values))])
+    expected = {
+        FLIGHTS.topic: LedgerEntry(first_offset=0, next_offset=300, rows=100, deletes=100, parked=100),
+        EVENTS.topic: LedgerEntry(first_offset=40, next_offset=41, rows=1),
+    }
+    assert partition.ledger() == expected
+    store.close_partition(0)
+    partition = store.open_partition(0)
+    assert partition.ledger() == expected
+    assert partition.next_offsets() == {FLIGHTS.topic: 300, EVENTS.topic: 41}
+    store.publish_scopes([0])
+    assert len(rows(store, "FROM partition_0.pintail.ledger")) < 70
 
 
 # -- offsets ---------------------------------------------------------------------------------------------------------

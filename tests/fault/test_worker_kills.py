@@ -204,7 +204,9 @@ def read_stores(
             assert len({row[0] for row in rows}) == len(rows), "a key twice in one partition"
             accounts |= {row[0]: row[1:] for row in rows}
             clicks += connection.execute("SELECT _partition, _offset, user_id, page, seconds FROM clicks").fetchall()
-            for topic, offset in connection.execute("SELECT topic, next_offset FROM pintail.offsets").fetchall():
+            for topic, offset in connection.execute(
+                "SELECT topic, max(next_offset) FROM pintail.ledger GROUP BY topic"
+            ).fetchall():
                 offsets[topic, int(file.stem)] = offset
     return accounts, clicks, offsets
 
