@@ -41,9 +41,10 @@ class PintailApp(faust.App):  # type: ignore[misc]
 
     owner: PartitionOwner
 
-    def __init__(self, group: str, settings: Settings, *, unbudgeted_topics: Iterable[str] = ()) -> None:
+    def __init__(self, group: str, settings: Settings, *, assigned_only: Iterable[str] = ()) -> None:
         self.settings = settings
-        self.unbudgeted_topics = frozenset(unbudgeted_topics)
+        #: Topics that the group assigns and somebody else reads.
+        self.assigned_only = frozenset(assigned_only)
         self.buffer_bytes_max = settings.ingest_buffer_bytes_max
         self.before_joining: list[Callable[[], Awaitable[None]]] = []
         self.start_parts: list[Callable[[], Awaitable[None]]] = []
@@ -65,6 +66,8 @@ class PintailApp(faust.App):  # type: ignore[misc]
             web_host=settings.metrics_host,
             worker_redirect_stdouts=False,
         )
+        for topic in self.assigned_only:
+            self.topics.add(self.batches_of(topic))
 
     def batches_of(self, *topics: str) -> Any:
         """A Faust channel of RecordBatches."""
@@ -126,21 +129,28 @@ def record_decoder(catalog: Catalog, settings: Settings) -> Decoder:
 def consumer_options(group: str, settings: Settings) -> dict[str, Any]:
     """How the batch consumer joins. Static membership: a restarted worker gets its partitions back at once."""
     return {
-        **kafka_client_options(settings),
+        **log_options(settings),
         "client_id": f"{group}-{settings.worker}",
         "group_id": group,
         "group_instance_id": settings.worker,
         "partition_assignment_strategy": [copartition_assignor(settings.worker)],
-        "enable_auto_commit": False,
-        # Positions come from the owner; a position that Kafka does not have must be an error, never a jump.
-        "auto_offset_reset": "none",
-        "isolation_level": "read_committed",
         "fetch_max_wait_ms": FETCH_WAIT_MS_MAX,
-        "fetch_max_bytes": FETCH_BYTES_MAX,
-        "max_partition_fetch_bytes": PARTITION_FETCH_BYTES_MAX,
         "session_timeout_ms": SESSION_TIMEOUT_SECONDS * 1000,
         "heartbeat_interval_ms": HEARTBEAT_SECONDS * 1000,
         "rebalance_timeout_ms": REBALANCE_TIMEOUT_SECONDS * 1000,
         "max_poll_interval_ms": 10 * 60 * 1000,
+    }
+
+
+def log_options(settings: Settings) -> dict[str, Any]:
+    """How any consumer of a worker reads."""
+    return {
+        **kafka_client_options(settings),
+        "enable_auto_commit": False,
+        # Positions come from the owner; a position that Kafka does not have must be an error, never a jump.
+        "auto_offset_reset": "none",
+        "isolation_level": "read_committed",
+        "fetch_max_bytes": FETCH_BYTES_MAX,
+        "max_partition_fetch_bytes": PARTITION_FETCH_BYTES_MAX,
         "metadata_max_age_ms": 30_000,
     }

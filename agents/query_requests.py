@@ -29,14 +29,6 @@ DRAIN_SECONDS_MAX = 5.0
 RETRY_SECONDS_MAX = 5.0
 
 
-class RequestLog(PartitionLog, Protocol):
-    """The transport: control over reading, and the group's committed positions."""
-
-    async def committed_record(self, topic_partition: TopicPartition) -> tuple[int, str] | None:
-        """The committed position and its metadata; None if there is none."""
-        ...
-
-
 class Replies(Protocol):
     """Where replies go."""
 
@@ -50,8 +42,11 @@ class Replies(Protocol):
 class RequestReading:
     """Reads the assigned partitions of the query topic, each from its own position, in the background."""
 
-    def __init__(self, log: RequestLog) -> None:
+    def __init__(
+        self, log: PartitionLog, committed: Callable[[TopicPartition], Awaitable[tuple[int, str] | None]]
+    ) -> None:
         self._log = log
+        self._committed = committed
         self._readings: dict[TopicPartition, LogReading] = {}
         self._starting: dict[TopicPartition, asyncio.Task[None]] = {}
         #: Everything below is in hand.
@@ -100,7 +95,7 @@ class RequestReading:
         marks = (await self._log.watermarks([topic_partition]))[topic_partition]
         wanted = self._positions.get(topic_partition)
         if wanted is None:
-            committed = await self._log.committed_record(topic_partition)
+            committed = await self._committed(topic_partition)
             wanted = marks.low if committed is None else committed[0]
         position = min(max(wanted, marks.low), marks.high)
         if position != wanted:

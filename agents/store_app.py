@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from agents.app import PintailApp, record_decoder
+from agents.app import PintailApp, log_options, record_decoder
+from agents.log_consumer import LogConsumer
 from agents.query_requests import RequestAnswers, RequestReading
 from schemas.catalog import load_catalog
 from streams.adapters.duckdb_store import DuckDBStore
@@ -17,6 +18,7 @@ from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
 from streams.adapters.kafka_topics import ensure_topics, topics_of
 from streams.adapters.redis_snapshots import open_snapshot_repository
 from streams.adapters.snapshot_codec import SnapshotCodec
+from streams.batches import RecordBatch
 from streams.config import Settings
 from streams.errors import SnapshotStoreUnavailableError
 from streams.finishing import in_thread
@@ -60,25 +62,19 @@ class StoreOwner:
         return {**self._host.committable(), **self._requests.open.positions()}
 
     def on_out_of_range(self, topic_partition: TopicPartition) -> None:
-        """See agents.transport.PartitionOwner. Requests that are gone are no loss: their deadlines have passed."""
-        if topic_partition.topic == self._query_topic:
-            self._requests.start(topic_partition)
-        else:
-            self._host.on_out_of_range(topic_partition)
+        """See agents.transport.PartitionOwner."""
+        self._host.on_out_of_range(topic_partition)
 
     def on_unreadable(self, topic_partition: TopicPartition, why: str) -> None:
         """See agents.transport.PartitionOwner."""
-        if topic_partition.topic == self._query_topic:
-            self._requests.read_again(topic_partition, why)
-        else:
-            self._host.on_unreadable(topic_partition, why)
+        self._host.on_unreadable(topic_partition, why)
 
 
 def store_app(settings: Settings) -> PintailApp:
     """The Faust app of one store worker."""
     settings.require("kafka", "redis", "snapshot_key")
     catalog = load_catalog(settings.tables_dir)
-    app = PintailApp(settings.store_group, settings, unbudgeted_topics=[settings.query_topic])
+    app = PintailApp(settings.store_group, settings, assigned_only=[settings.query_topic])
 
     store = DuckDBStore(
         settings.store_dir, catalog, memory_limit=settings.store_memory_limit, threads=settings.store_threads
@@ -94,11 +90,23 @@ def store_app(settings: Settings) -> PintailApp:
         dead_letters=dead_letters,
     )
     host = PartitionHost(parts, app.log_reader)
-    requests = RequestReading(app.log_reader)
+    request_log = LogConsumer(
+        {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-requests"},
+        deliver=lambda batch: answer_requests(batch),
+        on_out_of_range=lambda topic_partition: requests.start(topic_partition),
+        on_unreadable=lambda topic_partition, why: requests.read_again(topic_partition, why),
+    )
+    requests = RequestReading(request_log, app.log_reader.committed_record)
     owner = app.owner = StoreOwner(host, requests, settings.query_topic)
     queries = QueryService(store, catalog, host, settings)
     host.before_closing = queries.release
     answers = RequestAnswers(queries.answer, replies=replies, dead_letters=dead_letters)
+
+    def answer_requests(batch: RecordBatch) -> None:
+        """Begins to answer each; a slow one never holds up the next."""
+        fresh = requests.accept(batch)
+        if fresh is not None:
+            answers.begin(fresh, requests.open)
 
     async def prepare() -> None:
         await ensure_topics(topics_of(catalog, settings), settings)
@@ -109,7 +117,7 @@ def store_app(settings: Settings) -> PintailApp:
             logger.warning("starting without Redis: %s", error)
 
     async def start() -> None:
-        await asyncio.gather(dead_letters.start(), replies.start())
+        await asyncio.gather(dead_letters.start(), replies.start(), request_log.start())
 
     async def stop() -> None:
         """In the reverse of this order, each step also when one before it failed."""
@@ -120,6 +128,7 @@ def store_app(settings: Settings) -> PintailApp:
             steps.push_async_callback(dead_letters.stop)
             steps.push_async_callback(queries.close)
             steps.push_async_callback(answers.drain)
+            steps.push_async_callback(request_log.stop)
             steps.push_async_callback(host.revoke, list(host.hosted()))
 
     app.before_joining.append(prepare)
@@ -137,14 +146,6 @@ def store_app(settings: Settings) -> PintailApp:
         """Hands each fetched batch to its partition, which commits it with whatever else is queued."""
         async for batch in batches:
             host.submit(batch)
-
-    @app.agent(app.batches_of(settings.query_topic), name="query")  # type: ignore[untyped-decorator]
-    async def query(batches: Any) -> None:
-        """Begins to answer each request; a slow one never holds up the next."""
-        async for batch in batches:
-            fresh = requests.accept(batch)
-            if fresh is not None:
-                answers.begin(fresh, requests.open)
 
     @app.timer(settings.snapshot_interval_seconds)  # type: ignore[untyped-decorator]
     async def snapshot() -> None:

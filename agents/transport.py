@@ -5,6 +5,7 @@ where reading starts:
     - a fetch of one partition becomes one RecordBatch, without a Python object per record left behind
     - positions come from the partition's owner, never from committed offsets
     - commits tell monitoring how far the owner is, and nothing else
+    - the broker gathers what trickles in (fetch.min.bytes), except after a pause
     - bytes fetched but not yet durable are bounded by a ByteBudget
 
 Topics are declared with `acks=False`, so Faust's own per-offset bookkeeping stays out of the way.
@@ -37,6 +38,7 @@ from mode import Service
 from agents.fetched_batches import ByteBudget, drain
 from streams.batches import RecordBatch
 from streams.errors import SinkFencedError, SinkUnavailableError
+from streams.limits import GATHERED_BYTES
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
 from streams.retry import in_words
@@ -45,7 +47,12 @@ logger = logging.getLogger(__name__)
 
 SCHEME = "pintail"
 COORDINATOR_CHECK_SECONDS = 1.0
-FETCH_WAIT_MS_MAX = 50
+#: How long the broker gathers for a fetch that follows another one, unless GATHERED_BYTES are there. It is most of what
+#: a steady trickle waits to become visible: a transaction costs milliseconds however small it is, so a trickle must not
+#: make one of every record.
+FETCH_WAIT_MS_MAX = 40
+#: When this long nothing was fetched, the next fetch brings the first record that comes.
+PAUSE_SECONDS = 2 * FETCH_WAIT_MS_MAX / 1000
 
 
 class PartitionOwner(Protocol):
@@ -114,23 +121,31 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             return await self._next_batches(fetcher, active_partitions, timeout or 0.0)
 
     async def _next_batches(self, fetcher: Fetcher, active: Any, timeout: float) -> dict[TP, list[RecordBatch]]:
+        """What is fetched, at once if there is something. After that the broker gathers for the next fetch; after a
+        pause it does not, so that a record that comes alone does not wait for company."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
             if fetcher._subscriptions.reassignment_in_progress:
                 await fetcher._subscriptions.wait_for_assignment()
             batches, is_holding_back = self._drain_fetched(fetcher, active)
-            remaining = deadline - loop.time()
-            if batches or remaining <= 0:
+            if batches:
+                fetcher._fetch_min_bytes = GATHERED_BYTES
                 return batches
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                return {}
             waiting = [asyncio.ensure_future(fetcher._create_fetch_waiter())]
             if is_holding_back:
                 waiting.append(asyncio.ensure_future(self.consumer.budget.wait_for_room()))
-            done, pending = await asyncio.wait(waiting, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+            pause = min(remaining, PAUSE_SECONDS)
+            done, pending = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             for task in pending:
                 task.cancel()
-            if not done or fetcher._closed:
+            if fetcher._closed:
                 return {}
+            if not done:
+                fetcher._fetch_min_bytes = 1
             for task in done:
                 task.result()
 
@@ -145,8 +160,7 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
                 if not fetcher._subscriptions.is_assigned(topic_partition):
                     del fetcher._records[topic_partition]
                 continue
-            budgeted = tp.topic not in self.consumer.app.unbudgeted_topics
-            if budgeted and not budget.admits(tp, partitions=len(active)):
+            if not budget.admits(tp, partitions=len(active)):
                 is_holding_back = True
                 continue
             if isinstance(result, FetchError):
@@ -154,8 +168,7 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             elif result.check_assignment(topic_partition) and result.has_more():
                 batch = self._drain_one(result, tp)
                 if batch is not None:
-                    if budgeted:
-                        budget.take(tp, batch)
+                    budget.take(tp, batch)
                     batches[tp] = [batch]
             if isinstance(result, FetchError) or not result.has_more():
                 del fetcher._records[topic_partition]
@@ -179,6 +192,14 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             self.consumer.report_out_of_range(tp)
         except KafkaError as error:
             logger.error("fetching %s: %r; trying again", tp, error)
+
+    async def leave_alone(self, topic_partitions: Collection[TopicPartition]) -> None:
+        """Fetches nothing of these under this assignment: fetched records that nobody takes hold up the others'."""
+        await self.call_thread(self._leave_alone, topic_partitions)
+
+    async def _leave_alone(self, topic_partitions: Collection[TopicPartition]) -> None:
+        consumer = self._ensure_consumer()
+        consumer.pause(*({ensure_aiokafka_TP(tp) for tp in topic_partitions} & consumer.assignment()))
 
     async def commit_for_monitoring(self, positions: Mapping[TP, int]) -> bool:
         """Commits what it can; a failure costs a lag reading and nothing else."""
@@ -278,6 +299,7 @@ class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]
         """Silences every partition, then lets the owner begin: whatever it starts to read from then on is read."""
         assigned = {TopicPartition(*tp) for tp in self.assignment()}
         self.stop_reading(assigned)
+        await self._thread.leave_alone([tp for tp in assigned if tp.topic in self.app.assigned_only])
         await self.owner.on_assigned(assigned, self.app.consumer_generation_id)
 
     async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:

@@ -23,10 +23,9 @@ DEAD_LETTER_TRUNCATED_BYTES = 64 * KIB
 INGEST_BUFFER_BYTES_MAX = 128 * MIB
 #: Bytes of queued batches that one transaction takes.
 TRANSACTION_BYTES_MAX = 32 * MIB
-#: Between the starts of two transactions of a partition, unless this many bytes are queued. It is most of what a steady
-#: trickle waits to become visible; a record after a pause does not wait for it.
-COMMIT_INTERVAL_SECONDS = 0.04
+#: A fetch and a transaction wait for company, a short while, unless they have this many bytes.
 GATHERED_BYTES = MIB
+GATHERING_SECONDS = 0.005
 #: Dead letters that are sent before the first of them is waited for.
 PARKED_TOGETHER_MAX = 1_000
 #: A partition's write-ahead log is folded into its file beyond this size.

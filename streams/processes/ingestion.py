@@ -29,8 +29,8 @@ from streams.adapters.duckdb_store import PartitionStore
 from streams.batches import RecordBatch, contiguous
 from streams.errors import SchemaRegistryError, StoreError
 from streams.limits import (
-    COMMIT_INTERVAL_SECONDS,
     GATHERED_BYTES,
+    GATHERING_SECONDS,
     PARKED_TOGETHER_MAX,
     TRANSACTION_BYTES_MAX,
     WAL_BYTES_MAX,
@@ -73,7 +73,6 @@ class PartitionIngestion:
         self._arrived = asyncio.Event()
         #: Set while as much is queued as is worth a transaction of its own.
         self._pressing = asyncio.Event()
-        self._next_commit_at = 0.0
         self._fault: StoreError | None = None
         self._broken_off = asyncio.Event()
         #: Why the partition waits before it decodes; None while it goes on.
@@ -111,13 +110,10 @@ class PartitionIngestion:
             await self._commit(self._take_queued())
 
     async def _gather(self) -> None:
-        """Lets more arrive, unless enough is there or the last transaction is a while ago: a transaction costs
-        milliseconds however small it is, so a steady trickle must not make one of every record."""
-        loop = asyncio.get_running_loop()
+        """Lets what the same fetch brought of the partition's other topics arrive, unless enough is there."""
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._next_commit_at):
+            async with asyncio.timeout(GATHERING_SECONDS):
                 await self._pressing.wait()
-        self._next_commit_at = loop.time() + COMMIT_INTERVAL_SECONDS
 
     def _take_queued(self) -> list[RecordBatch]:
         batches: list[RecordBatch] = []

@@ -39,7 +39,7 @@ async def log() -> WatchedLog:
 
 @pytest.fixture
 async def reading(log: WatchedLog) -> AsyncIterator[RequestReading]:
-    reading = RequestReading(log)
+    reading = RequestReading(log, log.committed_record)
     yield reading
     await reading.revoke([TP])
 

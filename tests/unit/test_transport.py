@@ -202,7 +202,9 @@ class Consumer:
     stop_reading = BatchConsumer.stop_reading
 
     def __init__(self, *tps: TP) -> None:
-        self.app = SimpleNamespace(consumer_generation_id=1, unbudgeted_topics=())
+        self.app = SimpleNamespace(consumer_generation_id=1, assigned_only={"queries"})
+        self.left_alone: list[TopicPartition] = []
+        self._thread = self
         self.budget = ByteBudget(1 << 20)
         self.owner: Any = None
         self.active = set(tps)
@@ -211,6 +213,9 @@ class Consumer:
 
     def assignment(self) -> set[TP]:
         return set(self._tps)
+
+    async def leave_alone(self, topic_partitions: list[TopicPartition]) -> None:
+        self.left_alone += topic_partitions
 
     def pause_partitions(self, tps: set[TP]) -> None:
         self.active -= tps
@@ -227,16 +232,18 @@ class Consumer:
 
 async def test_a_partition_that_is_ready_before_the_assignment_is_through_is_read() -> None:
     ready, late = TopicPartition("flights", 0), TopicPartition("flights", 1)
-    consumer = Consumer(TP(*ready), TP(*late))
+    queries = TopicPartition("queries", 0)
+    consumer = Consumer(TP(*ready), TP(*late), TP(*queries))
 
     class QuickOwner:
         async def on_assigned(self, assigned: set[TopicPartition], generation: int) -> None:
-            assert (assigned, generation) == ({ready, late}, 1)
+            assert (assigned, generation) == ({ready, late, queries}, 1)
             await consumer.read_from({ready: 5})  # type: ignore[misc]
 
     consumer.owner = QuickOwner()
     await consumer.perform_seek()  # type: ignore[misc]
     assert consumer.active == {TP(*ready)}
+    assert consumer.left_alone == [queries]
 
 
 def thread_over(fetched: dict[TP, FetchResult]) -> tuple[Any, Any]:
