@@ -12,10 +12,11 @@ from typing import Any
 from agents.app import PintailApp, record_decoder
 from schemas.catalog import load_catalog
 from streams.adapters.clickhouse_sink import ClickHouseSink
+from streams.adapters.kafka_producers import KafkaDeadLetters
 from streams.adapters.kafka_topics import ensure_topics, topics_of
 from streams.config import Settings
 from streams.positions import OffsetRange, TopicPartition
-from streams.processes.delivery import Delivery
+from streams.processes.delivery import Delivery, PartitionDelivery
 from streams.processes.microbatches import FlushLimits
 from streams.processes.sink_hosting import SinkHost
 from streams.retry import Backoff, retrying
@@ -58,11 +59,12 @@ def sink_app(settings: Settings) -> PintailApp:
     settings.require("kafka", "clickhouse")
     catalog = load_catalog(settings.tables_dir)
     app = PintailApp(settings.sink_group, settings)
-    sink = ClickHouseSink(settings.clickhouse)
+    sink, dead_letters = ClickHouseSink(settings.clickhouse), KafkaDeadLetters(settings)
     delivery = Delivery(
         sink=sink,
         intents=GroupIntents(app),
         decoder=record_decoder(catalog, settings),
+        dead_letters=dead_letters,
         limits=FlushLimits.of(settings),
         # The transport's own budget stops the fetching first; this one must never make the agent wait for it.
         buffer_bytes_max=2 * settings.ingest_buffer_bytes_max,
@@ -82,9 +84,11 @@ def sink_app(settings: Settings) -> PintailApp:
         async with AsyncExitStack() as steps:
             steps.push_async_callback(asyncio.to_thread, sink.close)
             steps.callback(delivery.close)
+            steps.push_async_callback(dead_letters.stop)
             steps.push_async_callback(host.revoke, list(host.hosted()))
 
     app.before_joining.append(prepare)
+    app.start_parts.append(dead_letters.start)
     app.stop_parts.append(stop)
     app.serve_status(lambda: status_of(host))
 
@@ -110,7 +114,18 @@ def status_of(host: SinkHost) -> dict[str, Any]:
         partitions[str(topic_partition)] = {
             "state": each.state,
             "next_offset": each.delivery.next_offset,
+            "circuit": each.delivery.circuit,
+            **(_trouble_of(each.delivery) if each.delivery.failures else {}),
             **({"failure": str(failure)} if failure else {}),
         }
     running = [each.is_running for each in host.hosted().values()]
     return {"ready": bool(running) and all(running), "partitions": partitions}
+
+
+def _trouble_of(delivery: PartitionDelivery) -> dict[str, Any]:
+    """Of a delivery whose circuit is not closed."""
+    return {
+        "failures": delivery.failures,
+        "failing_seconds": round(delivery.failing_seconds, 1),
+        "backoff_seconds": round(delivery.backoff_seconds, 1),
+    }

@@ -20,7 +20,9 @@
     |  +- SnapshotStoreUnavailableError  Redis is away, loading or full: retry (retriable)
     +- SinkError                   ClickHouse delivery
     |  +- SinkUnavailableError     refused, reset, timed out, overloaded: retry (retriable)
+    |  |  +- SinkOverloadedError   too many parts: fewer and larger inserts are needed
     |  +- SinkRejectedError        ClickHouse answered with an error that only an operator can cure; carries its code
+    |  |  +- RowsRefusedError      it is about the values of some row: the others can be delivered
     |  +- SinkFencedError          the BEFORE record was refused: another member owns the partition
     |  +- DeliveryBrokenError      a delivery met a fault that nobody foresaw; it is started anew
     +- SchemaRegistryError         the schemas that Avro records name; decoding waits for them
@@ -119,12 +121,21 @@ class SinkUnavailableError(SinkError):
     retriable = True
 
 
+class SinkOverloadedError(SinkUnavailableError):
+    """ClickHouse merges slower than inserts arrive ("too many parts"); the same insert succeeds later, and fewer and
+    larger ones help."""
+
+
 class SinkRejectedError(SinkError):
     """ClickHouse refused a statement for a reason that waiting does not cure. `code` is ClickHouse's error code."""
 
     def __init__(self, message: str, *, code: int, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+
+
+class RowsRefusedError(SinkRejectedError):
+    """Nothing of an insert was taken because of what a row of it holds. The same rows without that one can be taken."""
 
 
 class SinkFencedError(SinkError):

@@ -37,6 +37,7 @@ class ParkReason(StrEnum):
     UNKNOWN_SCHEMA = "unknown_schema"
     UNUSABLE_SCHEMA = "unusable_schema"
     EXTRA_FIELD = "extra_field"
+    REFUSED_BY_SINK = "refused_by_sink"
     NOT_A_REQUEST = "not_a_request"
 
 
@@ -153,7 +154,10 @@ class Sink(Protocol):
         self, table: TableDefinition, topic_partition: TopicPartition, offsets: OffsetRange, rows: pa.Table
     ) -> None:
         """All rows or none become visible; a second insert of the same range is dropped, also when the first one
-        lands after it. Thread-safe. Raises SinkError; then the rows may still land later."""
+        lands after it. Thread-safe.
+
+        Raises RowsRefusedError when some row's values are at fault: nothing of this try lands. Raises SinkError; then
+        the rows may still land later."""
         ...
 
 

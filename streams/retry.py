@@ -16,6 +16,8 @@ from streams.errors import PintailError
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+_DOUBLINGS_MAX = 64
+
 
 @dataclass
 class Backoff:
@@ -27,7 +29,8 @@ class Backoff:
 
     def next_delay_seconds(self) -> float:
         """The delay after one more failure."""
-        delay = min(self.ceiling_seconds, self.first_seconds * 2.0**self.failures)
+        # The exponent is bounded as well: hours of failures would leave the range of floating point.
+        delay = min(self.ceiling_seconds, self.first_seconds * 2.0 ** min(self.failures, _DOUBLINGS_MAX))
         self.failures += 1
         return delay * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, not a secret
 

@@ -46,6 +46,15 @@ DELIVERY_FAILURES = Counter(
     "pintail_delivery_failures", "Steps of a delivery that failed and are tried again", ["table"]
 )
 DELIVERY_FAULTS = Counter("pintail_delivery_faults", "Faults that made a delivery start anew", ["topic", "partition"])
+DELIVERY_CIRCUIT_OPEN = Gauge(
+    "pintail_delivery_circuit_open", "1 from a failed try of a delivery to the next success", ["topic", "partition"]
+)
+SINK_GATHERING_SECONDS = Gauge(
+    "pintail_sink_gathering_seconds", "Age at which micro-batches of a table are delivered at present", ["table"]
+)
+SINK_INSERT_BYTES = Counter(
+    "pintail_sink_insert_bytes", "Bodies of inserts: as Arrow, and as sent (wire, in LZ4)", ["table", "form"]
+)
 DELIVERY_BACKOFF_SECONDS = Gauge(
     "pintail_delivery_backoff_seconds", "Delay before the next try; 0 while deliveries succeed", ["topic", "partition"]
 )

@@ -27,6 +27,7 @@ class FaultKind(StrEnum):
     DROP_BEFORE = "drop_before"  # connection reset, never reaches the server
     DROP_AFTER = "drop_after"  # carried out, then the connection is reset before the reply
     CUT_REPLY = "cut_reply"  # carried out, then half of the reply and a reset
+    LATE = "late"  # connection reset at once, reaches the server only then
     SLOW = "slow"  # reaches the server late, perhaps after the client gave up
 
 
@@ -156,6 +157,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply(500, headers, f"Code: {fault.code}. DB::Exception: injected. (INJECTED)".encode())
         elif kind is FaultKind.DROP_BEFORE:
             return self._reset()
+        elif fault and kind is FaultKind.LATE:
+            self._reset()
+            time.sleep(fault.seconds)
+            self._forward(body)
+            return None
         status, headers, answer = self._forward(body)
         if kind is FaultKind.DROP_AFTER:
             return self._reset()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 from schemas.table import Column, ScalarKind, ScalarType, TableDefinition
 from streams.batches import RecordBatch, size_of
+from streams.ports import DeadLetter
 from streams.positions import TopicPartition
 from streams.processes.delivery import PartitionDelivery
 
@@ -24,6 +26,22 @@ def keyed_table(name: str) -> TableDefinition:
     """The same, with a key."""
     plain = append_table(name)
     return TableDefinition(name, topic=plain.topic, columns=plain.columns, primary_key=("id",))
+
+
+@dataclass
+class MemoryDeadLetters:
+    """streams.ports.DeadLetters in a list."""
+
+    letters: list[DeadLetter] = field(default_factory=list)
+
+    async def park(self, letters: Sequence[DeadLetter]) -> None:
+        """See streams.ports.DeadLetters."""
+        self.letters += letters
+
+    @property
+    def offsets(self) -> list[int]:
+        """Of the parked records, each once, ascending."""
+        return sorted({letter.offset for letter in self.letters})
 
 
 class PartitionLog:

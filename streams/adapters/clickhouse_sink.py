@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -26,9 +26,18 @@ from clickhouse_connect.driver.httputil import get_pool_manager
 from schemas.catalog import Catalog
 from schemas.clickhouse_ddl import create_table_sql, expected_columns, migration_sql, quote
 from schemas.table import TableDefinition
+from streams import telemetry
 from streams.adapters.clickhouse_rows import beyond_the_short_calendar
 from streams.config import URL_SETTINGS
-from streams.errors import ClickHouseShapeError, ConfigurationError, SinkError, SinkRejectedError, SinkUnavailableError
+from streams.errors import (
+    ClickHouseShapeError,
+    ConfigurationError,
+    RowsRefusedError,
+    SinkError,
+    SinkOverloadedError,
+    SinkRejectedError,
+    SinkUnavailableError,
+)
 from streams.positions import OffsetRange, TopicPartition
 from streams.urls import ESCAPES, parse_url, redacted
 
@@ -41,9 +50,14 @@ CONNECTIONS_MAX = 8
 
 #: ClickHouse error codes that say "not now": time-outs, limits on load, memory and parts, read-only states, Keeper.
 _TRANSIENT_CODES = frozenset(
-    {3, 159, 160, 164, 198, 202, 203, 209, 210, 225, 236, 241, 242, 243, 244, 252, 279, 285, 286, 289, 305, 319}
+    {3, 159, 160, 164, 198, 202, 203, 209, 210, 225, 236, 241, 242, 243, 244, 279, 285, 286, 289, 305, 319}
     | {373, 394, 415, 425, 439, 473, 499, 521, 626, 667, 722, 999}
 )
+_TOO_MANY_PARTS_CODE = 252
+#: Codes that may be about one row's values: text, numbers, dates and UUIDs that cannot be converted (6, 26, 27, 38, 41,
+#: 70, 72, 117, 376, 407), what is out of range or too large (69, 128, 131, 321), a null where there is none (349), and
+#: what the rules of the table or of a view behind it refuse (153, 190, 395, 469, 691).
+_ROW_CODES = frozenset({6, 26, 27, 38, 41, 69, 70, 72, 117, 128, 131, 153, 190, 321, 349, 376, 395, 407, 469, 691})
 #: VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
 _OUT_OF_RANGE_CODE = 321
 _CALENDAR_SHOWN = ("0001-01-01", "9999-12-31", "0001-01-01 00:00:00.000000", "9999-12-31 23:59:59.000000")
@@ -148,28 +162,46 @@ class ClickHouseSink:
             "insert_deduplication_token": f"{topic}:{partition}:{offsets.lo}:{offsets.hi}",
             "input_format_null_as_default": 0,
         }
-        with self._errors_named(f"insert of {topic_partition} {offsets} into {self._qualified(table)}"):
-            self._connected().raw_insert(
-                self._qualified(table),
-                column_names=rows.column_names,
-                insert_block=lz4.frame.compress(body.getvalue()),
-                fmt="ArrowStream",
-                compression="lz4",
-                settings=settings,
-            )
+        stream = body.getvalue()
+        block = lz4.frame.compress(stream)
+        what = f"insert of {topic_partition} {offsets} into {self._qualified(table)}"
+        try:
+            with self._errors_named(what):
+                self._connected().raw_insert(
+                    self._qualified(table),
+                    column_names=rows.column_names,
+                    insert_block=block,
+                    fmt="ArrowStream",
+                    compression="lz4",
+                    settings=settings,
+                )
+        except SinkRejectedError as error:
+            if error.code in _ROW_CODES:
+                raise self._as_refusal(table, error) from error
+            raise
+        telemetry.SINK_INSERT_BYTES.labels(table.name, "arrow").inc(stream.size)
+        telemetry.SINK_INSERT_BYTES.labels(table.name, "wire").inc(len(block))
+
+    def _as_refusal(self, table: TableDefinition, error: SinkRejectedError) -> SinkRejectedError:
+        """Whether it is the rows or the table: one whose shape was changed may refuse every row."""
+        try:
+            self._check_shape(table, self._columns(table))
+        except ClickHouseShapeError as shape:
+            return SinkRejectedError(shape.message, code=error.code, hint=shape.hint)
+        return RowsRefusedError(error.message, code=error.code, hint=error.hint)
 
     def _check_calendar(self, topic_partition: TopicPartition, rows: pa.Table) -> None:
         """Before 26.8 ClickHouse shows a DateTime64 outside 1900 to 2299 as another one, and refuses or moves a Date32.
-        Such rows wait for a newer server rather than arrive changed. Asked anew each time: an update counts at once."""
+        Such rows are refused rather than arrive changed. Asked anew each time: an update counts at once."""
         beyond = beyond_the_short_calendar(rows)
         if beyond is None or self._holds_all_years():
             return
         column, offset = beyond
-        raise SinkRejectedError(
+        raise RowsRefusedError(
             f"ClickHouse at {self._address} would change the record at offset {offset} of {topic_partition}: column "
             f"{column!r} holds a year outside 1900 to 2299",
             code=_OUT_OF_RANGE_CODE,
-            hint="update ClickHouse to 26.8 or newer, which holds the years 1 to 9999; the partition waits until then",
+            hint="update ClickHouse to 26.8 or newer, which holds the years 1 to 9999",
         )
 
     def _holds_all_years(self) -> bool:
@@ -191,6 +223,10 @@ class ClickHouseSink:
                     self._command(statement)
                 log.info("%s: applied %s to %s", self, migration.file, self._qualified(table))
                 found = self._columns(table)
+        self._check_shape(table, found)
+
+    def _check_shape(self, table: TableDefinition, found: Mapping[str, str]) -> None:
+        """Raises ClickHouseShapeError that shows every difference."""
         differences = [
             (name, expected, found.get(name, "(missing)"))
             for name, expected in expected_columns(table)
@@ -289,6 +325,8 @@ class ClickHouseSink:
     def _as_sink_error(self, action: str, error: ClickHouseError) -> SinkError:
         code = getattr(error, "code", None)
         message = f"ClickHouse at {self._address}, {action}: {error}"
+        if code == _TOO_MANY_PARTS_CODE:
+            return SinkOverloadedError(message, hint="it is tried again, with fewer and larger inserts from then on")
         # Without a code it was the connection, or a proxy in between that answered.
         if code is None or code in _TRANSIENT_CODES or isinstance(error, OperationalError):
             return SinkUnavailableError(message, hint="it is tried again; see that ClickHouse is up and not overloaded")

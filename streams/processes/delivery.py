@@ -5,6 +5,8 @@ A micro-batch is exactly one contiguous offset range [lo, hi). Order of effects,
     2. decode    the range's records become rows; a pure function of the range; repeated while a schema cannot be had
     3. insert    all rows or none, under the token of [lo, hi); repeated until it succeeds
     4. advance   in memory only: the next BEFORE record carries the position on
+When ClickHouse refuses the insert because of what a row holds, nothing of [lo, hi) is there, and its two halves take
+its place as micro-batches of their own, down to the one record at fault, which is parked before the position moves on.
 A new owner reads the newest BEFORE record and w, the highest offset in the table. As an insert is all or nothing,
 w >= lo proves that [lo, hi) is complete. Otherwise it may be missing or still under way, so exactly [lo, hi) is
 replayed first: whichever insert lands second is dropped by its token. docs/adr/0008 has the reasoning.
@@ -32,16 +34,18 @@ from streams.errors import (
     DeliveryBrokenError,
     LogGapError,
     PintailError,
+    RowsRefusedError,
     SchemaRegistryError,
     SinkError,
     SinkFencedError,
+    SinkOverloadedError,
     StaleEpochError,
 )
 from streams.limits import INGEST_BUFFER_BYTES_MAX
-from streams.ports import Decoder, DeliveryIntents, Sink
+from streams.ports import DeadLetter, DeadLetters, Decoder, DeliveryIntents, ParkReason, Sink
 from streams.positions import OffsetRange, TopicPartition, next_offset_after
-from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatch, MicroBatchBuffer
-from streams.retry import Backoff, in_words
+from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatchBuffer, Pace
+from streams.retry import Backoff, in_words, retrying
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -69,6 +73,14 @@ class DeliveryState(StrEnum):
 _ALIVE = (DeliveryState.NEW, DeliveryState.RUNNING)
 
 
+class Circuit(StrEnum):
+    """CLOSED while tries succeed; OPEN in the pause after one that failed; HALF_OPEN while the next is under way."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
 class Delivery:
     """What the partitions of one sink worker share: the sink, threads, and a bound on the bytes that wait."""
 
@@ -78,15 +90,22 @@ class Delivery:
         sink: Sink,
         intents: DeliveryIntents,
         decoder: Decoder,
+        dead_letters: DeadLetters,
         limits: FlushLimits,
         buffer_bytes_max: int = INGEST_BUFFER_BYTES_MAX,
     ) -> None:
         self.sink = sink
         self.intents = intents
         self.decoder = decoder
-        self.limits = limits
+        self.dead_letters = dead_letters
         self.budget = BufferBudget(buffer_bytes_max)
         self.threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="delivery")
+        self._limits = limits
+        self._paces: dict[str, Pace] = {}
+
+    def pace_of(self, table: TableDefinition) -> Pace:
+        """The one that the table's partitions share."""
+        return self._paces.setdefault(table.name, Pace(self._limits))
 
     def open(self, topic_partition: TopicPartition, table: TableDefinition) -> PartitionDelivery:
         """The delivery of a partition under a new assignment; `start` it next."""
@@ -111,13 +130,18 @@ class PartitionDelivery:
         self.inserts = 0
         #: Records that the decoder parks; the store worker writes their dead letters.
         self.records_left_out = 0
+        #: Records that ClickHouse refused and that were parked here.
+        self.records_refused = 0
         #: Why the newest try failed, or why it is FENCED or FAILED; None while deliveries succeed.
         self.failure: PintailError | None = None
         #: Delay until the next try; 0 while deliveries succeed.
         self.backoff_seconds = 0.0
         self._shared = shared
         self._backoff = Backoff(ceiling_seconds=BACKOFF_SECONDS_MAX)
-        self._buffer = MicroBatchBuffer(shared.limits)
+        self._failing_since = 0.0
+        self._is_pausing = False
+        self._pace = shared.pace_of(table)
+        self._buffer = MicroBatchBuffer(self._pace)
         self._buffered_to: int | None = None
         self._arrived = asyncio.Event()
         self._advanced = asyncio.Event()
@@ -129,6 +153,18 @@ class PartitionDelivery:
     def failures(self) -> int:
         """Consecutive failed tries."""
         return self._backoff.failures
+
+    @property
+    def failing_seconds(self) -> float:
+        """Since the first of them; 0 while tries succeed."""
+        return time.monotonic() - self._failing_since if self.failures else 0.0
+
+    @property
+    def circuit(self) -> Circuit:
+        """Whether tries succeed."""
+        if not self.failures:
+            return Circuit.CLOSED
+        return Circuit.OPEN if self._is_pausing else Circuit.HALF_OPEN
 
     async def start(self) -> int | None:
         """Finds where to go on and starts delivering. The caller lets the next batch start at the returned offset; None
@@ -232,7 +268,11 @@ class PartitionDelivery:
                 elif due_in > 0:
                     await self._has_arrived(due_in)
                 else:
-                    await self._deliver(self._buffer.take())
+                    micro_batch = self._buffer.take()
+                    try:
+                        await self._deliver(micro_batch.batch)
+                    finally:
+                        self._shared.budget.give_back(micro_batch.counted_bytes)
         except SinkFencedError as error:
             logger.warning("%s: %s", self, error)
             if self.state is DeliveryState.RUNNING:
@@ -245,33 +285,76 @@ class PartitionDelivery:
             self.break_off(DeliveryBrokenError(in_words(error)))
         finally:
             self._shared.budget.give_back(self._buffer.clear())
+            telemetry.DELIVERY_CIRCUIT_OPEN.labels(*self.topic_partition).set(0)
             telemetry.DELIVERY_BACKOFF_SECONDS.labels(*self.topic_partition).set(0)
             self._advanced.set()
 
-    async def _deliver(self, micro_batch: MicroBatch) -> None:
+    async def _deliver(self, batch: RecordBatch) -> None:
         """The four effects, in the order of the module's docstring."""
-        batch, offsets = micro_batch.batch, micro_batch.offsets
+        offsets = OffsetRange(batch.first_offset, batch.next_offset)
         started = time.perf_counter()
+        # A range without records only moves the position on.
+        if len(batch):
+            # 1. record
+            await self._until_done(lambda: self._record(offsets), f"recording {offsets}")
+            self._is_settled = False
+            # 2. decode
+            rows, left_out = await self._until_done(
+                lambda: self._in_thread(lambda: self._decode(batch)), f"decoding {offsets}"
+            )
+            # 3. insert
+            if rows.num_rows:
+                refusal = await self._insert_unless_refused(offsets, rows)
+                if refusal is not None:
+                    del rows
+                    await self._deliver_around(batch, refusal)
+                    return
+                self._count_insert(rows.num_rows, time.perf_counter() - started)
+            self.records_left_out += left_out
+        # 4. advance
+        self._advance_to(offsets.hi)
+
+    async def _insert_unless_refused(self, offsets: OffsetRange, rows: pa.Table) -> RowsRefusedError | None:
+        """None once the rows are there; else why none of them is."""
         try:
-            # A range without records only moves the position on.
-            if len(batch):
-                # 1. record
-                await self._until_done(lambda: self._record(offsets), f"recording {offsets}")
-                self._is_settled = False
-                # 2. decode
-                rows, left_out = await self._until_done(
-                    lambda: self._in_thread(lambda: self._decode(batch)), f"decoding {offsets}"
-                )
-                # 3. insert
-                if rows.num_rows:
-                    await self._until_done(lambda: self._insert(offsets, rows), f"inserting {offsets}")
-                    self._count_insert(rows.num_rows, time.perf_counter() - started)
-                self.records_left_out += left_out
-            # 4. advance
-            self.next_offset = offsets.hi
-            self._advanced.set()
-        finally:
-            self._shared.budget.give_back(micro_batch.counted_bytes)
+            await self._until_done(lambda: self._insert(offsets, rows), f"inserting {offsets}")
+        except RowsRefusedError as refusal:
+            # An earlier try may have been taken, its answer lost, and the table's rules changed since.
+            stored = await self._until_done(self._read_last_offset, "reading the last offset")
+            if stored is None or stored < offsets.lo:
+                return refusal.with_traceback(None)
+        return None
+
+    async def _deliver_around(self, batch: RecordBatch, refusal: RowsRefusedError) -> None:
+        """The halves of a range that ClickHouse refused, each under its own record and token; one record is parked."""
+        if len(batch) > 1:
+            middle = batch.offsets[len(batch) // 2]
+            await self._deliver(batch.ending_at(middle))
+            await self._deliver(batch.starting_at(middle))
+            return
+        self._raise_if_stale(DeliveryState.RUNNING)
+        logger.error("%s: parks the record at offset %d: %s", self, batch.offsets[0], refusal)
+        letter = self._dead_letter(batch, refusal)
+        await retrying(lambda: self._shared.dead_letters.park([letter]), what="parking", backoff=Backoff())
+        telemetry.RECORDS_PARKED.labels(self.table.name, letter.reason).inc()
+        self.records_refused += 1
+        self._advance_to(batch.next_offset)
+
+    def _dead_letter(self, batch: RecordBatch, refusal: RowsRefusedError) -> DeadLetter:
+        return DeadLetter(
+            source=self.topic_partition,
+            offset=batch.offsets[0],
+            timestamp_ms=batch.timestamps_ms[0],
+            key=batch.keys[0],
+            value=batch.values[0],
+            reason=ParkReason.REFUSED_BY_SINK,
+            detail=refusal.message,
+            dead_letter_topic=self.table.dead_letter_topic,
+        )
+
+    def _advance_to(self, next_offset: int) -> None:
+        self.next_offset = next_offset
+        self._advanced.set()
 
     async def _record(self, offsets: OffsetRange) -> None:
         self._raise_if_stale(DeliveryState.RUNNING)
@@ -306,31 +389,56 @@ class PartitionDelivery:
                 result = await action()
             except SinkFencedError:
                 raise
+            except RowsRefusedError:
+                self._raise_if_stale(*_ALIVE)
+                self._note_success()
+                raise
             except (SinkError, SchemaRegistryError) as error:
                 self._raise_if_stale(*_ALIVE)
-                self._note_failure(error, self._backoff.next_delay_seconds())
+                if isinstance(error, SinkOverloadedError):
+                    self._pace.slow_down()
+                self._note_failure(error)
                 # What an operator has to correct is retried as well: it goes on by itself once it is corrected.
                 level = logging.WARNING if error.retriable else logging.ERROR
                 logger.log(level, "%s: %s failed, again in %.1f s: %s", self, what, self.backoff_seconds, error)
-                await asyncio.sleep(self.backoff_seconds)
+                await self._pause()
             else:
                 self._raise_if_stale(*_ALIVE)
-                self._backoff.reset()
-                self._note_failure(None, 0.0)
+                self._note_success()
                 return result
 
     def _count_insert(self, rows: int, seconds: float) -> None:
         self.rows_delivered += rows
         self.inserts += 1
+        self._pace.inserted(seconds)
         telemetry.ROWS_DELIVERED.labels(self.table.name, self.topic_partition.partition).inc(rows)
         telemetry.DELIVERY_SECONDS.observe(seconds)
+        telemetry.SINK_GATHERING_SECONDS.labels(self.table.name).set(self._pace.limits.age_seconds_max)
 
-    def _note_failure(self, failure: SinkError | SchemaRegistryError | None, backoff_seconds: float) -> None:
+    def _note_failure(self, failure: SinkError | SchemaRegistryError) -> None:
+        if not self.failures:
+            self._failing_since = time.monotonic()
+        self.backoff_seconds = self._backoff.next_delay_seconds()
         self.failure = failure
-        self.backoff_seconds = backoff_seconds
-        if failure is not None:
-            telemetry.DELIVERY_FAILURES.labels(self.table.name).inc()
-        telemetry.DELIVERY_BACKOFF_SECONDS.labels(*self.topic_partition).set(backoff_seconds)
+        telemetry.DELIVERY_FAILURES.labels(self.table.name).inc()
+        telemetry.DELIVERY_CIRCUIT_OPEN.labels(*self.topic_partition).set(1)
+        telemetry.DELIVERY_BACKOFF_SECONDS.labels(*self.topic_partition).set(self.backoff_seconds)
+
+    def _note_success(self) -> None:
+        if self.failures:
+            logger.info("%s: goes on after %d failures in %.1f s", self, self.failures, self.failing_seconds)
+        self._backoff.reset()
+        self.failure = None
+        self.backoff_seconds = 0.0
+        telemetry.DELIVERY_CIRCUIT_OPEN.labels(*self.topic_partition).set(0)
+        telemetry.DELIVERY_BACKOFF_SECONDS.labels(*self.topic_partition).set(0)
+
+    async def _pause(self) -> None:
+        self._is_pausing = True
+        try:
+            await asyncio.sleep(self.backoff_seconds)
+        finally:
+            self._is_pausing = False
 
     def _raise_if_failed(self) -> None:
         if self.state is DeliveryState.FAILED:

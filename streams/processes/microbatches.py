@@ -15,6 +15,11 @@ from streams.batches import RecordBatch, joined
 from streams.config import Settings
 from streams.positions import OffsetRange
 
+#: A micro-batch gathers no longer than this, however ClickHouse fares.
+GATHERING_SECONDS_MAX = 10.0
+#: Rows and bytes of a micro-batch grow to so many times what is configured.
+SIZE_FACTOR_MAX = 4.0
+
 
 @dataclass(frozen=True)
 class FlushLimits:
@@ -28,6 +33,38 @@ class FlushLimits:
     def of(cls, settings: Settings) -> FlushLimits:
         """As configured."""
         return cls(settings.sink_flush_rows_max, settings.sink_flush_bytes_max, settings.sink_flush_interval_ms / 1000)
+
+
+class Pace:
+    """How much the micro-batches of one table gather: the configured limits while ClickHouse keeps up, more while it
+    has too many parts or takes longer for an insert than the configured age. Shared by the table's partitions."""
+
+    def __init__(self, configured: FlushLimits) -> None:
+        self._configured = configured
+        #: What the limits are multiplied by; grows with "too many parts" and shrinks with every insert.
+        self._factor = 1.0
+        self._insert_seconds = 0.0
+
+    @property
+    def limits(self) -> FlushLimits:
+        """The limits at present."""
+        configured = self._configured
+        size_factor = min(self._factor, SIZE_FACTOR_MAX)
+        age = max(configured.age_seconds_max * self._factor, self._insert_seconds)
+        return FlushLimits(
+            int(configured.rows_max * size_factor),
+            int(configured.bytes_max * size_factor),
+            max(configured.age_seconds_max, min(age, GATHERING_SECONDS_MAX)),
+        )
+
+    def slow_down(self) -> None:
+        """ClickHouse had too many parts: half as many inserts, or the largest that are allowed."""
+        self._factor = min(2 * self._factor, GATHERING_SECONDS_MAX / self._configured.age_seconds_max)
+
+    def inserted(self, seconds: float) -> None:
+        """An insert took that long."""
+        self._factor = max(1.0, 0.9 * self._factor)
+        self._insert_seconds += 0.2 * (seconds - self._insert_seconds)
 
 
 class BufferBudget:
@@ -74,8 +111,8 @@ class _Waiting:
 class MicroBatchBuffer:
     """The batches of one partition that wait, each starting where the one before it ends."""
 
-    def __init__(self, limits: FlushLimits) -> None:
-        self._limits = limits
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0
         self._size_bytes = 0
@@ -95,9 +132,10 @@ class MicroBatchBuffer:
             return None
         if self.replay is not None:
             return 0 if self._waiting[-1].batch.next_offset >= self.replay.hi else None
-        if self._rows >= self._limits.rows_max or self._size_bytes >= self._limits.bytes_max:
+        limits = self._pace.limits
+        if self._rows >= limits.rows_max or self._size_bytes >= limits.bytes_max:
             return 0
-        return self._waiting[0].arrived_at + self._limits.age_seconds_max - time.monotonic()
+        return self._waiting[0].arrived_at + limits.age_seconds_max - time.monotonic()
 
     def take(self) -> MicroBatch:
         """The next micro-batch. Cut exactly at a replay's edge and at the limit of rows; bytes may go over theirs by
@@ -129,14 +167,15 @@ class MicroBatchBuffer:
         """The offset at which the next micro-batch ends."""
         if self.replay is not None:
             return self.replay.hi
+        limits = self._pace.limits
         rows = size_bytes = edge = 0
         for waiting in self._waiting:
             batch = waiting.batch
-            if rows + len(batch) > self._limits.rows_max:
-                return batch.offsets[self._limits.rows_max - rows]
+            if rows + len(batch) > limits.rows_max:
+                return batch.offsets[limits.rows_max - rows]
             rows += len(batch)
             size_bytes += batch.size_bytes
             edge = batch.next_offset
-            if size_bytes >= self._limits.bytes_max:
+            if size_bytes >= limits.bytes_max:
                 break
         return edge

@@ -25,7 +25,7 @@ from streams.localstack.ports import choose_port
 from streams.positions import OffsetRange, TopicPartition
 from streams.processes.delivery import Delivery, PartitionDelivery
 from streams.processes.microbatches import FlushLimits
-from tests.sink_log import PartitionLog, append_table, submit_all
+from tests.sink_log import MemoryDeadLetters, PartitionLog, append_table, submit_all
 
 SECONDS_MAX = 90
 
@@ -65,7 +65,13 @@ def clickhouse(tmp_path: Path) -> Iterator[ClickHouseProcess]:
 
 def delivery_to(sink: ClickHouseSink, intents: IntentLog, *, rows_max: int = 200) -> Delivery:
     limits = FlushLimits(rows_max=rows_max, bytes_max=1 << 20, age_seconds_max=0.02)
-    return Delivery(sink=sink, intents=intents.join(), decoder=DuckDBDecoder(), limits=limits)
+    return Delivery(
+        sink=sink,
+        intents=intents.join(),
+        decoder=DuckDBDecoder(),
+        dead_letters=MemoryDeadLetters(),
+        limits=limits,
+    )
 
 
 def stored_offsets(url: str, table: TableDefinition, partition: int = 0) -> list[int]:

@@ -16,7 +16,14 @@ from schemas.table import ArrayType, Column, Migration, ScalarKind, ScalarType, 
 from streams.adapters.clickhouse_rows import delivery_table
 from streams.adapters.clickhouse_sink import ClickHouseSink
 from streams.adapters.duckdb_decoder import DuckDBDecoder
-from streams.errors import ClickHouseShapeError, ConfigurationError, SinkRejectedError, SinkUnavailableError
+from streams.errors import (
+    ClickHouseShapeError,
+    ConfigurationError,
+    RowsRefusedError,
+    SinkOverloadedError,
+    SinkRejectedError,
+    SinkUnavailableError,
+)
 from streams.positions import OffsetRange, TopicPartition
 from tests.clickhouse_proxy import ClickHouseProxy, Fault, FaultKind
 from tests.sink_log import PartitionLog, append_table, keyed_table
@@ -234,7 +241,7 @@ def test_the_years_1_to_9999_arrive_unchanged(sink: ClickHouseSink, client: Clie
         {"l": [None, {"t": "2026-01-01T00:00:00Z"}, {"t": "2300-01-01T00:00:00Z"}]},
     ],
 )
-def test_a_date_that_an_old_server_would_change_waits_for_a_new_one(
+def test_a_date_that_an_old_server_would_change_is_refused_before_it_is_sent(
     clickhouse_url: str, client: Client, unique_name: Named, record: dict[str, object]
 ) -> None:
     table = dated_table(unique_name("years"))
@@ -247,7 +254,7 @@ def test_a_date_that_an_old_server_would_change_waits_for_a_new_one(
         deliver(sink, table, log)
         log.append(json.dumps(fits).encode())
         log.append(json.dumps(record).encode())
-        with pytest.raises(SinkRejectedError, match=r"offset 2 .* outside 1900 to 2299") as refused:
+        with pytest.raises(RowsRefusedError, match=r"offset 2 .* outside 1900 to 2299") as refused:
             deliver(sink, table, log, start=1)
         assert "26.8" in refused.value.hint
         assert client.query(f"SELECT max(_offset) FROM {table.name}").result_rows == [(0,)]
@@ -344,7 +351,7 @@ def test_rows_of_another_topic_are_a_foreign_table(sink: ClickHouseSink, unique_
         (Fault(FaultKind.UNAVAILABLE), SinkUnavailableError),
         (Fault(FaultKind.SLOW, seconds=1.5), SinkUnavailableError),
         (Fault(FaultKind.CUT_REPLY), SinkUnavailableError),
-        (Fault(FaultKind.EXCEPTION, code=252), SinkUnavailableError),
+        (Fault(FaultKind.EXCEPTION, code=252), SinkOverloadedError),
         (Fault(FaultKind.EXCEPTION, code=242), SinkUnavailableError),
         (Fault(FaultKind.EXCEPTION, code=53), SinkRejectedError),
         (Fault(FaultKind.EXCEPTION, code=497), SinkRejectedError),
@@ -382,6 +389,23 @@ def test_a_null_where_none_can_be_is_refused_rather_than_filled(sink: ClickHouse
     with pytest.raises(SinkRejectedError) as refused:
         deliver(sink, nullable, log_of(nullable, (None, {"value": 1})))
     assert refused.value.code == 349
+
+
+def test_a_rule_refuses_rows_and_a_changed_column_the_table(
+    sink: ClickHouseSink, client: Client, unique_name: Named
+) -> None:
+    table = append_table(unique_name("a"))
+    sink.ensure_tables(Catalog((table,)))
+    client.command(f"ALTER TABLE {table.name} ADD CONSTRAINT rule CHECK id != 1")
+    log = log_of(table, (None, {"id": 0}), (None, {"id": 1}))
+    with pytest.raises(RowsRefusedError, match="rule") as refused:
+        deliver(sink, table, log)
+    assert refused.value.code == 469
+    client.command(f"ALTER TABLE {table.name} MODIFY COLUMN value Int64 DEFAULT 0")
+    with pytest.raises(SinkRejectedError, match=r"value +Nullable\(Int64\) +Int64") as changed:
+        deliver(sink, table, log)
+    assert not isinstance(changed.value, RowsRefusedError), "no row is parked for what is the table's fault"
+    assert client.query(f"SELECT count() FROM {table.name}").result_rows == [(0,)]
 
 
 def test_the_password_is_never_shown() -> None:

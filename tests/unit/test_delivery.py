@@ -17,20 +17,22 @@ from streams.batches import RecordBatch
 from streams.errors import (
     DeliveryBrokenError,
     LogGapError,
+    RowsRefusedError,
     SchemaRegistryError,
     SchemaRegistryRejectedError,
     SchemaRegistryUnavailableError,
+    SinkOverloadedError,
     SinkRejectedError,
     SinkUnavailableError,
     StaleEpochError,
 )
-from streams.ports import DecodedBatch
+from streams.ports import DecodedBatch, ParkReason
 from streams.positions import OffsetRange, TopicPartition
 from streams.processes import delivery as delivery_module
-from streams.processes.delivery import Delivery, DeliveryState, PartitionDelivery
+from streams.processes.delivery import Circuit, Delivery, DeliveryState, PartitionDelivery
 from streams.processes.microbatches import FlushLimits
 from streams.retry import Backoff
-from tests.sink_log import PartitionLog, append_table, submit_all
+from tests.sink_log import MemoryDeadLetters, PartitionLog, append_table, submit_all
 from tests.store_samples import DECODER
 
 TABLE = append_table("t")
@@ -45,6 +47,8 @@ class MemorySink:
     offsets: list[int] = field(default_factory=list)
     tokens: list[OffsetRange] = field(default_factory=list)
     faults: list[Exception] = field(default_factory=list)
+    #: Offsets of rows that no insert may hold.
+    refused: set[int] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
 
@@ -61,6 +65,8 @@ class MemorySink:
             raise AssertionError("the gate was never opened")
         if self.faults:
             raise self.faults.pop(0)
+        if self.refused.intersection(rows.column("_offset").to_pylist()):
+            raise RowsRefusedError("a rule is broken", code=469)
         if offsets not in self.tokens:
             self.tokens.append(offsets)
             self.offsets += rows.column("_offset").to_pylist()
@@ -73,6 +79,7 @@ class Setting:
     log: PartitionLog
     sink: MemorySink
     intents: IntentLog
+    dead_letters: MemoryDeadLetters = field(default_factory=MemoryDeadLetters)
     shared: list[Delivery] = field(default_factory=list)
     #: Raised one per try to decode.
     schema_faults: list[SchemaRegistryError] = field(default_factory=list)
@@ -91,6 +98,7 @@ class Setting:
                 sink=self.sink,
                 intents=self.intents.join(),
                 decoder=self,
+                dead_letters=self.dead_letters,
                 limits=limits,
                 buffer_bytes_max=buffer_bytes_max,
             )
@@ -223,10 +231,13 @@ async def test_failures_back_off_visibly_and_the_same_range_is_tried_until_it_su
     await until(lambda: isinstance(owner.failure, SinkRejectedError))
     assert owner.failures == 2
     assert owner.backoff_seconds > 0
+    assert owner.circuit in (Circuit.OPEN, Circuit.HALF_OPEN)
+    assert owner.failing_seconds > 0
     await feeding
     async with asyncio.timeout(SECONDS_MAX):
         await owner.wait_until_delivered(setting.log.next_offset)
-    assert (owner.failure, owner.failures, owner.backoff_seconds) == (None, 0, 0.0)
+    healthy = (owner.failure, owner.failures, owner.backoff_seconds, owner.circuit)
+    assert healthy == (None, 0, 0.0, Circuit.CLOSED)
     assert setting.sink.offsets == setting.log.deliverable
     await owner.stop()
 
@@ -351,3 +362,50 @@ async def test_a_fault_of_the_program_ends_the_delivery_and_comes_out_where_its_
     assert owner.state is DeliveryState.FAILED
     assert setting.shared[0].budget.bytes_used == 0
     await owner.stop()
+
+
+async def test_rows_that_clickhouse_refuses_are_parked_and_the_rest_goes_on(setting: Setting) -> None:
+    refused = [setting.log.deliverable[number] for number in (0, 1, 400, 401, 777, -1)]
+    setting.sink.refused = set(refused)
+    owner = setting.assign()
+    await deliver_all(setting, owner)
+    await owner.stop()
+    assert setting.sink.offsets == [offset for offset in setting.log.deliverable if offset not in refused]
+    assert [letter.offset for letter in setting.dead_letters.letters] == refused
+    letter = setting.dead_letters.letters[2]
+    assert letter.value == setting.log.values[setting.log.offsets.index(letter.offset)]
+    assert (letter.reason, letter.detail) == (ParkReason.REFUSED_BY_SINK, "a rule is broken")
+    assert letter.dead_letter_topic == TABLE.dead_letter_topic
+    assert owner.records_refused == len(refused)
+    assert owner.records_left_out == len(setting.log.offsets) - len(setting.log.deliverable)
+    # Each insert under a record of its own, made before it: a new owner always knows what may be under way.
+    assert set(setting.sink.tokens) <= set(setting.ranges)
+    assert setting.shared[0].budget.bytes_used == 0
+
+
+async def test_a_refused_range_that_landed_before_is_not_split(setting: Setting) -> None:
+    """The answer to its first insert was lost, and the table got a new rule since."""
+    owner = setting.assign(rows_max=100)
+    await owner.start()
+    setting.sink.offsets += setting.log.batch(0, 50).offsets
+    setting.sink.refused = {20}
+    await owner.submit(setting.log.batch(0, 50))
+    async with asyncio.timeout(SECONDS_MAX):
+        await owner.wait_until_delivered(50)
+    await owner.stop()
+    assert not setting.sink.tokens
+    assert not setting.dead_letters.letters
+
+
+async def test_too_many_parts_slow_the_table_down_and_fail_nothing(setting: Setting) -> None:
+    setting.sink.faults = [SinkOverloadedError("too many parts")]
+    owner = setting.assign()
+    age_seconds = setting.shared[0].pace_of(TABLE).limits.age_seconds_max
+    feeding = asyncio.create_task(submit_all(owner, setting.log, await owner.start(), Random(6)))
+    await until(lambda: owner.failures == 1)
+    assert setting.shared[0].pace_of(TABLE).limits.age_seconds_max == 2 * age_seconds
+    await feeding
+    async with asyncio.timeout(SECONDS_MAX):
+        await owner.wait_until_delivered(setting.log.next_offset)
+    await owner.stop()
+    assert setting.sink.offsets == setting.log.deliverable

@@ -9,7 +9,7 @@ import pytest
 
 from streams.batches import RecordBatch, joined
 from streams.positions import OffsetRange, TopicPartition
-from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatchBuffer
+from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatchBuffer, Pace
 from tests.sink_log import PartitionLog
 
 NEVER = 1e6
@@ -25,7 +25,7 @@ def log() -> PartitionLog:
 def buffer_of(
     *batches: RecordBatch, rows: int = 10**6, size_bytes: int = 10**9, age: float = NEVER
 ) -> MicroBatchBuffer:
-    buffer = MicroBatchBuffer(FlushLimits(rows_max=rows, bytes_max=size_bytes, age_seconds_max=age))
+    buffer = MicroBatchBuffer(Pace(FlushLimits(rows_max=rows, bytes_max=size_bytes, age_seconds_max=age)))
     for batch in batches:
         buffer.put(batch, counted_bytes=batch.size_bytes)
     return buffer
@@ -106,3 +106,34 @@ async def test_the_budget_admits_what_fits_and_one_that_never_would() -> None:
     assert not second.done()
     budget.give_back(60)
     await asyncio.wait_for(second, 5)
+
+
+def test_too_many_parts_make_inserts_fewer_and_larger_until_clickhouse_keeps_up() -> None:
+    configured = FlushLimits(rows_max=100, bytes_max=1_000, age_seconds_max=0.2)
+    pace = Pace(configured)
+    assert pace.limits == configured
+    pace.slow_down()
+    assert pace.limits == FlushLimits(rows_max=200, bytes_max=2_000, age_seconds_max=0.4)
+    for _ in range(20):
+        pace.slow_down()
+    assert pace.limits == FlushLimits(rows_max=400, bytes_max=4_000, age_seconds_max=10.0)
+    for _ in range(100):
+        pace.inserted(0.01)
+    assert pace.limits == configured
+
+
+def test_slow_inserts_are_not_sent_more_often_than_they_take() -> None:
+    pace = Pace(FlushLimits(age_seconds_max=0.2))
+    for _ in range(50):
+        pace.inserted(1.5)
+    assert pace.limits.age_seconds_max == pytest.approx(1.5, rel=0.01)
+    assert pace.limits.rows_max == FlushLimits.rows_max
+    for _ in range(50):
+        pace.inserted(60.0)
+    assert pace.limits.age_seconds_max == 10.0
+
+
+def test_an_age_above_the_ceiling_is_kept_as_configured() -> None:
+    pace = Pace(FlushLimits(age_seconds_max=60.0))
+    pace.slow_down()
+    assert pace.limits.age_seconds_max == 60.0

@@ -23,7 +23,7 @@ from streams.processes.delivery import Delivery, DeliveryState
 from streams.processes.microbatches import FlushLimits
 from streams.processes.sink_hosting import HostedDelivery, SinkHost
 from streams.retry import Backoff
-from tests.sink_log import PartitionLog, append_table
+from tests.sink_log import MemoryDeadLetters, PartitionLog, append_table
 from tests.watched_log import SECONDS_MAX, WatchedLog, until
 
 TABLE = append_table("t")
@@ -72,6 +72,7 @@ class SinkWorker:
             sink=self.sink,
             intents=IntentLog().join(),
             decoder=self.decoder,
+            dead_letters=MemoryDeadLetters(),
             limits=FlushLimits(rows_max=100, bytes_max=1 << 20, age_seconds_max=0.001),
         )
         self.host = SinkHost(self.delivery, Catalog((TABLE,)), self.log)
