@@ -26,11 +26,14 @@ from streams.positions import TopicPartition
 from streams.processes.answering import QueryService
 from streams.processes.hosting import HostingParts, PartitionHost
 from streams.processes.recovery import Recovered, Recovery
+from streams.processes.recovery_orders import RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
 
 logger = logging.getLogger(__name__)
 
 RETENTION_SWEEP_SECONDS = 60.0
+ORDERS_CHECK_SECONDS = 1.0
+LOG_CHECK_SECONDS = 10.0
 #: How long revoked partitions wait for the replies under way, so that their new owner does not answer them again.
 LAST_REPLIES_SECONDS_MAX = 1.0
 
@@ -88,6 +91,7 @@ def store_app(settings: Settings) -> PintailApp:
         snapshotter=Snapshotter(repository, codec, versions_kept=settings.snapshots_kept),
         decoder=record_decoder(catalog, settings),
         dead_letters=dead_letters,
+        orders=RecoveryOrders(settings.store_dir),
     )
     host = PartitionHost(parts, app.log_reader)
     request_log = LogConsumer(
@@ -156,6 +160,16 @@ def store_app(settings: Settings) -> PintailApp:
     async def retain() -> None:
         """Deletes rows that the tables' retention has passed."""
         await host.delete_expired(time.time_ns() // 1_000_000)
+
+    @app.timer(ORDERS_CHECK_SECONDS)  # type: ignore[untyped-decorator]
+    async def obey() -> None:
+        """Carries out `pintail recover`."""
+        await host.carry_out_orders()
+
+    @app.timer(LOG_CHECK_SECONDS)  # type: ignore[untyped-decorator]
+    async def check_logs() -> None:
+        """Notices a topic that was deleted and created anew, and one that lost records, while it is read."""
+        await host.check_logs()
 
     return app
 

@@ -36,6 +36,7 @@ from faust.types import TP, ConsumerMessage
 from mode import Service
 
 from agents.fetched_batches import ByteBudget, drain
+from streams.adapters.kafka_topic_ids import read_topic_ids
 from streams.batches import RecordBatch
 from streams.errors import SinkFencedError, SinkUnavailableError
 from streams.limits import GATHERED_BYTES
@@ -242,13 +243,15 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         return None if record is None or record.offset < 0 else (record.offset, record.metadata)
 
     async def read_watermarks(self, tps: Collection[TP]) -> dict[TP, Watermarks]:
-        """Low and high watermark of each partition."""
+        """Low and high watermark of each partition, and the id of its topic."""
         return await self.call_thread(self._read_watermarks, list(tps))  # type: ignore[no-any-return]
 
     async def _read_watermarks(self, tps: list[TP]) -> dict[TP, Watermarks]:
         consumer = self._ensure_consumer()
+        # The ids first: a topic that is created anew in between shows by its offsets, or the next time.
+        topic_ids = await read_topic_ids(consumer._client, {tp.topic for tp in tps})
         low, high = await asyncio.gather(consumer.beginning_offsets(tps), consumer.end_offsets(tps))
-        return {tp: Watermarks(low[tp], high[tp]) for tp in tps}
+        return {tp: Watermarks(low[tp], high[tp], topic_ids.get(tp.topic)) for tp in tps}
 
 
 class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]

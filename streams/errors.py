@@ -9,7 +9,9 @@
     +- StoreError                  the DuckDB side
     |  +- StoreLockedError         another process holds the partition's file
     |  +- StoreCorruptError        a partition file failed its integrity check
-    |  +- LogGapError              Kafka no longer holds the offset the store needs
+    |  +- LogGapError              Kafka no longer holds the offset the store needs; `kind` says how that came about
+    |  +- RecoveryOrderedError     an operator ordered the partition to be recovered anew
+    |  +- RecoveryRefusedError     an order to recover makes no sense, or was not carried out
     |  +- StaleEpochError          an effect was attempted under a revoked assignment
     +- SnapshotError               the snapshot repository
     |  +- SnapshotNotFoundError    no such version, or none at all
@@ -36,6 +38,8 @@ Each error says what happened in its message and what to do about it in `hint`.
 """
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 # Re-exported: the root lives in schemas/, which imports nothing of streams/.
 from schemas.errors import ConfigurationError as ConfigurationError
@@ -69,8 +73,30 @@ class StoreCorruptError(StoreError):
     """A partition file failed its integrity check or cannot be opened."""
 
 
+class LogGapKind(StrEnum):
+    """How a log came not to continue where a store ends; see streams.processes.log_gaps."""
+
+    DELETED = "deleted"
+    RECREATED = "recreated"
+    BACKWARDS = "backwards"
+    #: Found while reading on: Kafka's answer does not say which of them it is.
+    OUT_OF_RANGE = "out_of_range"
+
+
 class LogGapError(StoreError):
     """Kafka no longer holds the offset the store needs next; records would be skipped silently."""
+
+    def __init__(self, message: str, *, hint: str = "", kind: LogGapKind = LogGapKind.OUT_OF_RANGE) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+
+
+class RecoveryOrderedError(StoreError):
+    """An operator ordered the partition to be recovered anew; what it is doing ends."""
+
+
+class RecoveryRefusedError(StoreError):
+    """An order to recover that makes no sense as things are, or that was not carried out; the message says why."""
 
 
 class StaleEpochError(StoreError):

@@ -181,13 +181,15 @@ class Watermarks(NamedTuple):
 
     low: int
     high: int
+    #: Tells a topic from another one of the same name, created after it was deleted; None where the broker has no ids.
+    topic_id: str | None = None
 
 
 class PartitionLog(Protocol):
     """Control over what is read from Kafka for the partitions this worker is assigned."""
 
     async def watermarks(self, topic_partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Watermarks]:
-        """The low and high watermarks at this moment."""
+        """The low and high watermarks at this moment, and which topics they are of."""
         ...
 
     async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:

@@ -31,6 +31,11 @@ SNAPSHOT_SECONDS = Histogram("pintail_snapshot_seconds", "Duration of a snapshot
 SNAPSHOT_BYTES = Counter("pintail_snapshot_bytes_sent", "Encoded bytes sent to Redis", ["partition"])
 SNAPSHOT_FAILURES = Counter("pintail_snapshot_failures", "Snapshots that could not be published", ["partition"])
 PARTITION_FAULTS = Counter("pintail_partition_faults", "Faults that made a partition recover anew", ["partition"])
+LOG_GAPS = Counter(
+    "pintail_log_gaps",
+    "Times a partition found that the log does not continue where its store ends",
+    ["partition", "kind"],
+)
 REREADS = Counter(
     "pintail_rereads", "Times the log was read again because records were damaged or missing", ["topic", "partition"]
 )

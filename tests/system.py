@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from streams.config import Settings, load_settings
 from streams.localstack.stack import LocalStack, StackOptions
 from tests.conftest import unique_name
 from tests.oracle import records_of
+from tests.waiting import worker_report
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,24 @@ class System:
         """Asks so that the answer reflects the record at `position`."""
         at_least = {position.topic: {position.partition: position.offset}}
         return self.client.query(sql, params, at_least=at_least, deadline_ms=60_000, **options)
+
+    def pintail(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command of the command line, with this deployment's settings."""
+        return subprocess.run(
+            [sys.executable, "-m", "streams.cli.main", *arguments],
+            env={**os.environ, **self.stack.settings_environment(), **self.stack.options.worker_environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def partitions_of(self, worker: str) -> dict[str, Any]:
+        """What the worker reports of its partitions; empty while it does not answer."""
+        port = self.stack.process(worker).specification.port
+        assert port is not None
+        partitions: dict[str, Any] = worker_report(port).get("partitions", {})
+        return partitions
 
     def dead_letters(self, topic: str) -> list[tuple[dict[str, str], bytes | None, bytes | None]]:
         """(headers, key, value) of everything parked of a table topic so far."""

@@ -28,6 +28,7 @@ from streams.errors import LogGapError, StaleEpochError, StoreError
 from streams.ports import DecodedBatch
 
 _EPOCH_KEY = "epoch"
+_TOPIC_ID_KEY = "topic_id/"
 
 #: What was applied, a row per transaction and topic: the records of [first_offset, next_offset) by what became of them.
 #: Written by INSERT only, because a DELETE would cost a small transaction a tenth more; folded now and then.
@@ -106,6 +107,22 @@ class PartitionStore:
         with self._transaction() as connection:
             connection.execute(f"DELETE FROM {self._own('meta')} WHERE key = ?", [_EPOCH_KEY])
             connection.execute(f"INSERT INTO {self._own('meta')} VALUES (?, ?)", [_EPOCH_KEY, str(epoch)])
+
+    def topic_ids(self) -> dict[str, str]:
+        """By topic, the id of the one whose records were applied; topics whose id was never known are absent."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                f"SELECT key, value FROM {self._own('meta')} WHERE starts_with(key, ?)", [_TOPIC_ID_KEY]
+            ).fetchall()
+        return {key.removeprefix(_TOPIC_ID_KEY): value for key, value in rows}
+
+    def set_topic_ids(self, topic_ids: Mapping[str, str]) -> None:
+        """Durable when it returns."""
+        with self._transaction() as connection:
+            for topic, topic_id in topic_ids.items():
+                key = _TOPIC_ID_KEY + topic
+                connection.execute(f"DELETE FROM {self._own('meta')} WHERE key = ?", [key])
+                connection.execute(f"INSERT INTO {self._own('meta')} VALUES (?, ?)", [key, topic_id])
 
     def apply(self, batches: Sequence[DecodedBatch]) -> None:
         """Applies batches in the order given, in one transaction; durable when it returns.

@@ -5,9 +5,11 @@
     SERVING     queries are answered (invariant 3)
     FAILED      a named fault that only an operator can end (LogGapError); nothing is applied or answered
 
-Any other fault lets the store go and starts from RECOVERING again, after a pause that grows until records are applied.
-Every assignment makes a new HostedPartition, so late results of an old one find nobody (invariant 5). All methods run
-on the worker's event loop. Callers: agents/store_app.py (assignment, batches), processes/answering.py (ServingState).
+An operator ends it with an order to recover (processes/recovery_orders.py), which also makes a SERVING partition start
+from RECOVERING. Any other fault lets the store go and starts from RECOVERING again, after a pause that grows until
+records are applied. Every assignment makes a new HostedPartition, so late results of an old one find nobody (invariant
+5). All methods run on the worker's event loop. Callers: agents/store_app.py (assignment, batches),
+processes/answering.py (ServingState).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -24,13 +26,23 @@ from schemas.catalog import Catalog
 from streams import telemetry
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.batches import RecordBatch
-from streams.errors import LogGapError, PintailError, SchemaRegistryError, StaleEpochError, StoreError
+from streams.errors import (
+    LogGapError,
+    LogGapKind,
+    PintailError,
+    RecoveryOrderedError,
+    SchemaRegistryError,
+    StaleEpochError,
+    StoreError,
+)
 from streams.finishing import all_ended, in_thread
 from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
 from streams.processes.ingestion import PartitionIngestion, ingestion_threads
+from streams.processes.log_gaps import check_position, closes_gap, log_gap
 from streams.processes.log_reading import LogReading
-from streams.processes.recovery import Recovered, Recovery
+from streams.processes.recovery import Recovered, Recovery, Rung
+from streams.processes.recovery_orders import OrderOutcome, RecoveryOrder, RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
 from streams.retry import Backoff, in_words
 
@@ -56,6 +68,7 @@ class HostingParts:
     snapshotter: Snapshotter | None
     decoder: Decoder
     dead_letters: DeadLetters
+    orders: RecoveryOrders
     threads: Executor = field(default_factory=ingestion_threads)
 
 
@@ -88,8 +101,13 @@ class HostedPartition:
         self._capture: asyncio.Task[SnapshotInfo | None] | None = None
         self._targets: dict[str, int] = {}
         self._high_watermarks: dict[str, int] = {}
+        #: topic -> id of the topic that its position is of, where it is known.
+        self._topic_ids: dict[str, str] = {}
         self._moved = asyncio.Condition()
         self._is_leaving = False
+        #: The order being carried out: until the partition serves, or shows that it cannot.
+        self._order: RecoveryOrder | None = None
+        self._ordered = asyncio.Event()
         self._task = asyncio.create_task(self._supervise(), name=f"partition-{partition}")
 
     @property
@@ -115,6 +133,29 @@ class HostedPartition:
         """Ends this partition until an operator acts. Loud: it stays in the log, the metrics and the status."""
         if self._ingestion is not None:
             self._ingestion.break_off(failure)
+
+    async def check_log(self) -> None:
+        """Fails if the log no longer is the one that was read so far. Raises what the log raises."""
+        ingestion, topic_ids = self._ingestion, self._topic_ids
+        positions = dict(self.positions)  # before the marks: records that arrive meanwhile must not look like a gap
+        if ingestion is None or not self._reading.is_active:
+            return
+        marks = await self._log.watermarks(self.topic_partitions)
+        for topic_partition in self.topic_partitions:
+            topic = topic_partition.topic
+            try:
+                check_position(topic_partition, positions.get(topic), topic_ids.get(topic), marks[topic_partition])
+            except LogGapError as gap:
+                ingestion.break_off(gap.with_traceback(None))
+                return
+
+    def obey(self, order: RecoveryOrder) -> None:
+        """Starts anew from RECOVERING to carry out an order, unless that is under way."""
+        if self._order is not None and self._order.id == order.id:
+            return
+        self._ordered.set()
+        if self._ingestion is not None:
+            self._ingestion.break_off(RecoveryOrderedError(f"recovery from {order.source} was ordered"))
 
     def read_again(self, topic_partition: TopicPartition, why: str) -> None:
         """What Kafka delivered for this topic cannot be read: asks for it again."""
@@ -186,7 +227,8 @@ class HostedPartition:
             telemetry.PARTITION_STATE.labels(self.partition, state).set(0)
 
     async def _supervise(self) -> None:
-        """Recovers and ingests; whatever breaks that short of a log gap is tried again from recovery on."""
+        """Recovers and ingests; whatever breaks that is tried again from recovery on: a log gap once that is ordered,
+        anything else by itself."""
         backoff = Backoff(first_seconds=1.0)
         while True:
             reached = dict(self.positions)
@@ -197,9 +239,15 @@ class HostedPartition:
                     await self._release()
             except LogGapError as gap:
                 logger.critical("partition %d: %s", self.partition, gap)
+                telemetry.LOG_GAPS.labels(self.partition, gap.kind).inc()
                 self.failure = in_words(gap)
                 await self._enter(PartitionState.FAILED)
-                return
+                await self._finish_order(self.failure)
+                await self._ordered.wait()
+                continue
+            except RecoveryOrderedError as order:
+                logger.warning("partition %d: %s", self.partition, order)
+                continue
             except (
                 Exception
             ) as error:  # the boundary of supervision: no partition's fault ends the worker (invariant 10)
@@ -210,15 +258,21 @@ class HostedPartition:
                 return
             if self.positions != reached:
                 backoff.reset()
-            await asyncio.sleep(backoff.next_delay_seconds())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ordered.wait(), backoff.next_delay_seconds())
 
     async def _recover_and_ingest(self) -> None:
         await self._enter(PartitionState.RECOVERING)
-        recovered = await self._parts.recovery.recover(self.partition)
+        recovered = await self._recover()
+        marks = await self._log.watermarks(self.topic_partitions)
+        try:
+            positions = await self._start_positions(recovered, marks)
+        except LogGapError as gap:
+            recovered = await self._recover_beyond(gap, recovered, marks)
+            positions = await self._start_positions(recovered, marks)
         self.recovered, self.store, self.epoch = recovered, recovered.store, recovered.epoch
         telemetry.RECOVERY_SECONDS.labels(self.partition, recovered.rung).set(recovered.seconds)
-        marks = await self._log.watermarks(self.topic_partitions)
-        self.positions = {tp.topic: start_position(tp, self.store, marks[tp]) for tp in self.topic_partitions}
+        self.positions = positions
         self._targets = {tp.topic: marks[tp].high for tp in self.topic_partitions}
         self._ingestion = PartitionIngestion(
             self.store,
@@ -232,6 +286,64 @@ class HostedPartition:
         await self._reading.start({tp: self.positions[tp.topic] for tp in self.topic_partitions})
         await self._announce({})
         await self._ingestion.run()
+
+    async def _recover(self) -> Recovered:
+        """As ordered, if there is an order that can be carried out; else by the ladder."""
+        self._ordered.clear()
+        self._order = order = await in_thread(self._parts.orders.pending, self.partition)
+        try:
+            recovered = await self._parts.recovery.recover(self.partition, order)
+        except PintailError as error:
+            if order is None or error.retriable:
+                raise
+            logger.error("partition %d: recovery from %s: %s", self.partition, order.source, error)
+            await self._finish_order(in_words(error))
+            recovered = await self._parts.recovery.recover(self.partition)
+        if self._order is not None and not self._order.is_begun:
+            await in_thread(self._parts.orders.begin, self._order)
+        return recovered
+
+    async def _recover_beyond(
+        self, gap: LogGapError, behind: Recovered, marks: Mapping[TopicPartition, Watermarks]
+    ) -> Recovered:
+        """A local file that the log no longer reaches back to may be older than a snapshot that it does reach. Raises
+        the gap where there is none."""
+        if gap.kind is not LogGapKind.DELETED or behind.rung is not Rung.LOCAL_FILE:
+            raise gap
+        logger.warning("partition %d: %s; looking for a newer snapshot", self.partition, gap.message)
+        await in_thread(self._parts.store.close_partition, self.partition)
+        recovered = await self._parts.recovery.recover_beyond(
+            self.partition, lambda next_offsets: closes_gap(next_offsets, self.partition, marks)
+        )
+        if recovered is None:
+            raise gap
+        return recovered
+
+    async def _start_positions(
+        self, recovered: Recovered, marks: Mapping[TopicPartition, Watermarks]
+    ) -> dict[str, int]:
+        """Where to read each topic on. From then on the store is one of these very topics. Raises LogGapError."""
+        store = recovered.store
+        next_offsets, topic_ids = store.next_offsets(), await in_thread(store.topic_ids)
+        positions = {
+            tp.topic: check_position(tp, next_offsets.get(tp.topic), topic_ids.get(tp.topic), marks[tp])
+            for tp in self.topic_partitions
+        }
+        found = {tp.topic: topic_id for tp in self.topic_partitions if (topic_id := marks[tp].topic_id) is not None}
+        if new := {topic: topic_id for topic, topic_id in found.items() if topic_ids.get(topic) != topic_id}:
+            await in_thread(store.set_topic_ids, new)
+        self._topic_ids = topic_ids | found
+        return positions
+
+    async def _finish_order(self, failure: str | None) -> None:
+        """Says what became of the order that is being carried out, if there is one."""
+        order, self._order = self._order, None
+        if order is None:
+            return
+        path = self._parts.store.path_of(self.partition)
+        kept = sorted(aside.name for aside in path.parent.glob(f"{path.name}.replaced-*"))
+        outcome = OrderOutcome(order.id, failure, dict(self.positions), tuple(kept))
+        await in_thread(self._parts.orders.finish, order, outcome)
 
     async def _announce(self, positions: Mapping[str, int]) -> None:
         async with self._moved:
@@ -247,6 +359,7 @@ class HostedPartition:
             await self._host.publish_scopes()
             self.failure = None
             await self._enter(PartitionState.SERVING)
+            await self._finish_order(None)
 
     async def _enter(self, state: PartitionState) -> None:
         self._set_state(state)
@@ -343,7 +456,8 @@ class PartitionHost:
         hosted = self._hosted.get(topic_partition.partition)
         if hosted is not None:
             position = hosted.positions.get(topic_partition.topic, 0)
-            hosted.fail(log_gap(topic_partition, position, "Kafka answered that it is out of range"))
+            why = "Kafka answered that it is out of range"
+            hosted.fail(log_gap(LogGapKind.OUT_OF_RANGE, topic_partition, position, why))
 
     def on_unreadable(self, topic_partition: TopicPartition, why: str) -> None:
         """What Kafka delivered is damaged: nothing of it is used, and it is read again."""
@@ -364,6 +478,21 @@ class PartitionHost:
             visible = [partition for partition, hosted in self._hosted.items() if hosted.is_visible]
             await in_thread(self._parts.store.publish_scopes, visible)
 
+    async def check_logs(self) -> None:
+        """Finds partitions whose log was replaced or cut under them; a log that cannot be asked is asked next time."""
+        for hosted in list(self._hosted.values()):
+            try:
+                await hosted.check_log()
+            except Exception as error:  # noqa: BLE001  # the boundary of one partition: the timer goes on (invariant 10)
+                logger.warning("the log of partition %d was not checked: %s", hosted.partition, in_words(error))
+
+    async def carry_out_orders(self) -> None:
+        """Hands the orders of operators to the partitions that they are about."""
+        for order in await in_thread(self._parts.orders.all_pending):
+            hosted = self._hosted.get(order.partition)
+            if hosted is not None:
+                hosted.obey(order)
+
     async def take_snapshots(self) -> None:
         """Snapshots every SERVING partition that moved, one after the other."""
         for hosted in list(self._hosted.values()):
@@ -377,24 +506,3 @@ class PartitionHost:
 
 async def _nothing_reads(partitions: Collection[int]) -> None:
     del partitions
-
-
-def start_position(topic_partition: TopicPartition, store: PartitionStore, log: Watermarks) -> int:
-    """Where to read on: the store's next_offset, or the log's start for a topic it never read. Raises LogGapError."""
-    stored = store.next_offsets().get(topic_partition.topic)
-    if stored is None:
-        return log.low
-    if stored < log.low:
-        raise log_gap(topic_partition, stored, f"the log starts at {log.low}: retention has deleted what lies between")
-    if stored > log.high:
-        raise log_gap(topic_partition, stored, f"the log ends at {log.high}: the topic was recreated or truncated")
-    return stored
-
-
-def log_gap(topic_partition: TopicPartition, position: int, why: str) -> LogGapError:
-    """The loud state of D1, with the way out."""
-    return LogGapError(
-        f"log gap in {topic_partition}: the store continues at offset {position}, but {why}",
-        hint="records would be lost silently, so the partition stopped: restore the topic, or remove this partition's "
-        "store and snapshots to rebuild from what the log still holds",
-    )

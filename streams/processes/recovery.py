@@ -6,10 +6,12 @@
     snapshot     newest version first; every block is checked against its name, the file against its checksum
     whole log    an empty store, which replays everything that the log still holds
 
-A good local file is used even if a snapshot is newer: replay from its offset is always right, needs no Redis, and
-is refused by the log-gap check when the log no longer reaches back. A file that is missing or damaged while Redis is
-away is no reason to silently replay the whole log: recovery waits for Redis until a deadline, then raises. Snapshots
-under another key are a configuration error, raised for the same reason.
+A good local file is used even if a snapshot is newer: replay from its offset is always right and needs no Redis. Where
+the log no longer reaches back to it, `recover_beyond` takes a snapshot that the log does reach; the file is put aside
+as `<N>.duckdb.behind-<ms>`. An operator's order (processes/recovery_orders.py) is a rung of its own, before all others
+and instead of them; what it replaces is kept as `<N>.duckdb.replaced-<ms>`, for the operator to remove. A file that is
+missing or damaged while Redis is away is no reason to silently replay the whole log: recovery waits for Redis until a
+deadline, then raises. Snapshots under another key are a configuration error, raised for the same reason.
 
 Then the assignment's epoch is claimed and written into the store. No thread of a cancelled recovery outlives it, so the
 caller can close what was opened. Called by processes/hosting.py for each assignment.
@@ -21,7 +23,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -29,10 +31,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas.manifest import Manifest
-from streams.adapters.duckdb_file import wal_files
+from streams.adapters.duckdb_file import FileLock, wal_files
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.errors import (
+    RecoveryRefusedError,
     SnapshotCorruptError,
     SnapshotKeyError,
     SnapshotNotFoundError,
@@ -41,6 +44,7 @@ from streams.errors import (
 )
 from streams.finishing import in_thread
 from streams.ports_snapshots import SnapshotRepository
+from streams.processes.recovery_orders import RecoveryOrder
 from streams.retry import Backoff
 
 logger = logging.getLogger(__name__)
@@ -99,17 +103,46 @@ class Recovery:
         self._codec = codec
         self._redis_deadline_seconds = redis_deadline_seconds
 
-    async def recover(self, partition: int) -> Recovered:
-        """An open store for the partition, from the best rung that holds.
+    async def recover(self, partition: int, order: RecoveryOrder | None = None) -> Recovered:
+        """An open store for the partition, from the best rung that holds, or from the one that is ordered.
 
         Raises StoreLockedError (retriable), SnapshotStoreUnavailableError (retriable) when the deadline passed without
-        Redis, and SnapshotKeyError when the snapshots are under another key."""
+        Redis, and SnapshotKeyError when the snapshots are under another key. Of an order that cannot be carried out it
+        raises what prevents it; the file is as it was."""
         started = time.perf_counter()
-        found = (
-            await self._from_local_file(partition)
-            or await self._from_snapshot(partition)
-            or await self._from_whole_log(partition)
-        )
+        if order is not None:
+            found = await self._as_ordered(partition, order)
+        else:
+            found = (
+                await self._from_local_file(partition)
+                or await self._from_snapshot(partition)
+                or await self._from_whole_log(partition)
+            )
+        return await self._opened(found, started)
+
+    async def recover_beyond(self, partition: int, is_in_log: Callable[[Mapping[str, int]], bool]) -> Recovered | None:
+        """From the newest snapshot at next_offsets that the log reaches, where the local file's are behind it; None if
+        there is none, and the file is as it was. The partition must be closed. Raises as `recover` does."""
+        started = time.perf_counter()
+        if self._repository is None or self._codec is None:
+            return None
+        for version in await self._patiently(partition, partial(self._repository.versions, partition)):
+            restore = SnapshotRestore(self._repository, self._codec, partition, version)
+            try:
+                manifest = await self._patiently(partition, restore.manifest)
+                if not is_in_log(manifest.next_offsets):
+                    return None  # and older ones are further behind
+                store = await self._restore_instead(partition, restore, why="behind")
+            except SnapshotKeyError:
+                raise
+            except (SnapshotCorruptError, SnapshotNotFoundError, StoreCorruptError) as error:
+                logger.error("partition %d: snapshot version %d is unusable: %s", partition, version, error)
+            else:
+                logger.warning("partition %d: version %d is used, the local file is behind the log", partition, version)
+                return await self._opened(_Found(store, Rung.SNAPSHOT, version, restore.bytes_loaded), started)
+        return None
+
+    async def _opened(self, found: _Found, started: float) -> Recovered:
         epoch = await self._claim_epoch(found.store)
         return Recovered(
             store=found.store,
@@ -119,6 +152,34 @@ class Recovery:
             bytes_loaded=found.bytes_loaded,
             seconds=time.perf_counter() - started,
         )
+
+    async def _as_ordered(self, partition: int, order: RecoveryOrder) -> _Found:
+        """What an operator ordered, and nothing else."""
+        source, path = order.source, self._store.path_of(partition)
+        logger.warning("partition %d: recovered from %s, as ordered", partition, source)
+        rung = Rung.SNAPSHOT if source.name == "snapshot" else Rung.WHOLE_LOG
+        if order.is_begun and path.exists():
+            return _Found(await in_thread(self._store.open_partition, partition), rung, source.version)
+        if source.version is not None:
+            if self._repository is None or self._codec is None:
+                raise RecoveryRefusedError("this worker has no snapshots", hint="set PINTAIL_REDIS and a key")
+            restore = SnapshotRestore(self._repository, self._codec, partition, source.version)
+            store = await self._restore_instead(partition, restore, why="replaced")
+            return _Found(store, rung, source.version, restore.bytes_loaded)
+        if source.name == "clickhouse":
+            # The one place where the rung that rebuilds from ClickHouse plugs in, after the file is put aside.
+            raise RecoveryRefusedError("this worker cannot rebuild a partition from ClickHouse", hint="order another")
+        await in_thread(put_aside_unlocked, path, "replaced")
+        return await self._from_whole_log(partition)
+
+    async def _restore_instead(self, partition: int, restore: SnapshotRestore, *, why: str) -> PartitionStore:
+        """Opens the version in place of the local file, which stays as it is until the version is whole."""
+        path = self._store.path_of(partition)
+        restored = path.with_name(f"{path.name}.instead")
+        await self._patiently(partition, partial(restore.to, restored))
+        await in_thread(put_aside_unlocked, path, why)
+        await in_thread(restored.replace, path)
+        return await in_thread(self._store.open_partition, partition)
 
     async def _from_local_file(self, partition: int) -> _Found | None:
         path = self._store.path_of(partition)
@@ -292,15 +353,27 @@ class SnapshotRestore:
         return written
 
 
-def put_aside(path: Path) -> Path:
-    """Renames a damaged file and its logs so that they can be examined; removes those put aside earlier."""
-    for old in path.parent.glob(f"{path.name}.corrupt-*"):
-        old.unlink()
-    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns() // 1_000_000}")
+def put_aside(path: Path, why: str = "corrupt") -> Path:
+    """Renames a file and its logs so that they can be examined; removes those put aside earlier for the same reason,
+    but never what an operator had replaced."""
+    if why != "replaced":
+        for old in path.parent.glob(f"{path.name}.{why}-*"):
+            old.unlink()
+    aside = path.with_name(f"{path.name}.{why}-{time.time_ns() // 1_000_000}")
     for log in wal_files(path):
         log.rename(log.with_name(aside.name + log.name.removeprefix(path.name)))
     path.rename(aside)
     return aside
+
+
+def put_aside_unlocked(path: Path, why: str) -> None:
+    """The same for a file that may be missing, or be open in another process: then it raises StoreLockedError."""
+    lock = FileLock(path.with_name(f"{path.stem}.lock"))
+    try:
+        if path.exists():
+            put_aside(path, why)
+    finally:
+        lock.release()
 
 
 def _write_all(fd: int, block: bytes) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.errors import QueryRefusedError
 from tests.system import System, running_system
-from tests.waiting import wait_for, worker_report
+from tests.waiting import wait_for
 
 TABLES = {
     "events": """
@@ -25,16 +25,29 @@ TABLES = {
 @pytest.fixture
 def system(tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str) -> Iterator[System]:
     with running_system(
-        tmp_path, TABLES, kafka=kafka, redis_url=redis_url, clickhouse_url=clickhouse_url, sink_workers=1
+        tmp_path,
+        TABLES,
+        kafka=kafka,
+        redis_url=redis_url,
+        clickhouse_url=clickhouse_url,
+        sink_workers=1,
+        environment={"PINTAIL_SNAPSHOT_INTERVAL_SECONDS": "1"},
     ) as system:
         yield system
 
 
 def report(system: System, worker: str) -> dict[str, Any]:
-    port = system.stack.process(worker).specification.port
-    assert port is not None
-    partitions: dict[str, Any] = worker_report(port).get("partitions", {})
-    return partitions
+    return system.partitions_of(worker)
+
+
+def failed(system: System, kind: str) -> dict[str, Any]:
+    """The report of partition 0 once it is FAILED."""
+
+    def look() -> dict[str, Any] | None:
+        state = report(system, "store-0").get("0", {})
+        return state if state.get("state") == "failed" else None
+
+    return wait_for(look, f"the store says so: {kind}")
 
 
 def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_other(system: System) -> None:
@@ -54,13 +67,10 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
     for worker in ("store-0", "sink-0"):
         system.stack.process(worker).start()
 
-    failed = wait_for(
-        lambda: {n: state for n, state in report(system, "store-0").items() if state["state"] == "failed"},
-        "the store says so",
-    )
-    assert list(failed) == ["0"]
-    assert "offset 10" in failed["0"]["failure"]
-    assert "15" in failed["0"]["failure"]
+    failure = failed(system, "deleted")["failure"]
+    assert "offset 10" in failure
+    assert "the log starts at 15" in failure
+    assert "pintail recover --partition 0" in failure
     sink = wait_for(
         lambda: {n: s for n, s in report(system, "sink-0").items() if s["state"] == "failed"}, "the sink says so"
     )
@@ -71,3 +81,50 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
     assert refused.value.code in ("partial_state", "not_serving")
     system.publish(topic, json.dumps({"number": 100}), partition=1)
     wait_for(lambda: report(system, "store-0")["1"]["next_offsets"][topic] == 1, "the other partition goes on")
+
+    # The way out, without a restart.
+    process = system.stack.process("store-0").pid
+    done = system.pintail("recover", "--partition", "0", "--from", "log")
+    assert done.returncode == 0, done.stderr
+    assert f"serves again, recovered from log, at {topic} 20" in done.stdout
+    assert "0.duckdb.replaced-" in done.stdout
+    kept = system.client.query("SELECT number FROM events WHERE _partition = 0 ORDER BY number")
+    assert [number for (number,) in kept.rows] == [15, 16, 17, 18, 19]
+    version = wait_for(lambda: report(system, "store-0")["0"].get("snapshot", {}).get("version"), "a snapshot")
+    refused_order = system.pintail("recover", "--partition", "0", "--from", f"snapshot:{version}")
+    assert refused_order.returncode == 1
+    assert "is open in a worker" in refused_order.stderr
+    unknown = system.pintail("recover", "--partition", "0", "--from", "snapshot:999", "--yes")
+    assert unknown.returncode == 1
+    assert "no snapshot version 999" in unknown.stderr
+    done = system.pintail("recover", "--partition", "0", "--from", f"snapshot:{version}", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert report(system, "store-0")["0"]["recovered"]["rung"] == "snapshot"
+    assert system.client.query("SELECT count(*) FROM events").rows == [(6,)]
+    assert system.stack.process("store-0").pid == process
+
+
+def test_a_topic_that_is_created_anew_under_a_running_worker_is_noticed_although_its_offsets_fit(
+    tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str
+) -> None:
+    with running_system(tmp_path, TABLES, kafka=kafka, redis_url=redis_url, clickhouse_url=clickhouse_url) as system:
+        recreate_and_recover(system)
+
+
+def recreate_and_recover(system: System) -> None:
+    topic = f"{system.settings.application}.events"
+    for number in range(3):
+        position = system.publish(topic, json.dumps({"number": number}), partition=0)
+    assert system.query_after(position, "SELECT count(*) FROM events").rows == [(3,)]
+    admin = AdminClient({"bootstrap.servers": system.settings.kafka})
+    admin.delete_topics([topic])[topic].result(timeout=30)
+    wait_for(lambda: topic not in admin.list_topics(timeout=30).topics, "the topic is gone")
+    admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(timeout=30)
+    for number in range(100, 110):
+        system.publish(topic, json.dumps({"number": number}), partition=0)
+
+    assert "was deleted and created anew" in failed(system, "recreated")["failure"]
+    done = system.pintail("recover", "--partition", "0", "--from", "log")
+    assert done.returncode == 0, done.stderr
+    answer = system.client.query("SELECT min(number), count(*) FROM events WHERE _partition = 0")
+    assert answer.rows == [(100, 10)]

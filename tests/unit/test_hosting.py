@@ -23,6 +23,7 @@ from streams.positions import TopicPartition
 from streams.processes import log_reading
 from streams.processes.hosting import HostedPartition, HostingParts, PartitionHost, PartitionState
 from streams.processes.recovery import Recovery
+from streams.processes.recovery_orders import RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
 from streams.retry import Backoff
 from tests.store_samples import DECODER, batch, table
@@ -65,6 +66,7 @@ class Worker:
             snapshotter=self.snapshotter,
             decoder=DECODER,
             dead_letters=NoLetters(),
+            orders=RecoveryOrders(folder),
         )
         self.host = PartitionHost(parts, self.log)
 
