@@ -14,6 +14,7 @@ from typing import Any
 import aiokafka
 from aiokafka.errors import CorruptRecordException, OffsetOutOfRangeError
 
+from agents.fetched_batches import headers_of
 from streams.batches import RecordBatch, size_of
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
@@ -65,9 +66,8 @@ class LogConsumer:
 
     async def watermarks(self, topic_partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Watermarks]:
         """See streams.ports.PartitionLog."""
-        consumer, tps = self._started(), [_aiokafka(each) for each in topic_partitions]
-        low, high = await asyncio.gather(consumer.beginning_offsets(tps), consumer.end_offsets(tps))
-        return {each: Watermarks(low[tp], high[tp]) for each, tp in zip(topic_partitions, tps, strict=True)}
+        marks = await read_watermarks(self._started(), [_aiokafka(each) for each in topic_partitions])
+        return {TopicPartition(tp.topic, tp.partition): each for tp, each in marks.items()}
 
     async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:
         """See streams.ports.PartitionLog."""
@@ -124,6 +124,12 @@ class LogConsumer:
         return self._consumer
 
 
+async def read_watermarks(consumer: aiokafka.AIOKafkaConsumer, tps: Collection[Any]) -> dict[Any, Watermarks]:
+    """The low and high watermarks at this moment. Raises KafkaError."""
+    low, high = await asyncio.gather(consumer.beginning_offsets(tps), consumer.end_offsets(tps))
+    return {tp: Watermarks(low[tp], high[tp]) for tp in tps}
+
+
 def _aiokafka(topic_partition: TopicPartition) -> aiokafka.TopicPartition:
     return aiokafka.TopicPartition(*topic_partition)
 
@@ -139,6 +145,6 @@ def _batch(topic_partition: TopicPartition, first_offset: int, records: Sequence
         keys,
         [record.offset for record in records],
         [record.timestamp for record in records],
-        headers={index: tuple(record.headers) for index, record in enumerate(records) if record.headers},
+        headers={index: headers_of(record) for index, record in enumerate(records) if record.headers},
         size_bytes=size_of(values, keys),
     )

@@ -36,6 +36,7 @@ from faust.types import TP, ConsumerMessage
 from mode import Service
 
 from agents.fetched_batches import ByteBudget, drain
+from agents.log_consumer import read_watermarks
 from streams.adapters.kafka_topic_ids import read_topic_ids
 from streams.batches import RecordBatch
 from streams.errors import SinkFencedError, SinkUnavailableError
@@ -250,8 +251,8 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         consumer = self._ensure_consumer()
         # The ids first: a topic that is created anew in between shows by its offsets, or the next time.
         topic_ids = await read_topic_ids(consumer._client, {tp.topic for tp in tps})
-        low, high = await asyncio.gather(consumer.beginning_offsets(tps), consumer.end_offsets(tps))
-        return {tp: Watermarks(low[tp], high[tp], topic_ids.get(tp.topic)) for tp in tps}
+        marks = await read_watermarks(consumer, tps)
+        return {tp: each._replace(topic_id=topic_ids.get(tp.topic)) for tp, each in marks.items()}
 
 
 class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]

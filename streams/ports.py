@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import pyarrow as pa
 
@@ -113,6 +113,20 @@ class DeadLetter:
     reason: ParkReason
     detail: str
     dead_letter_topic: str
+
+    @classmethod
+    def of(cls, table: TableDefinition, batch: RecordBatch, parked: ParkedRecord) -> Self:
+        """The letter of one record of a batch of the table's topic."""
+        return cls(
+            source=batch.topic_partition,
+            offset=batch.offsets[parked.index],
+            timestamp_ms=batch.timestamps_ms[parked.index],
+            key=batch.keys[parked.index],
+            value=batch.values[parked.index],
+            reason=parked.reason,
+            detail=parked.detail,
+            dead_letter_topic=table.dead_letter_topic,
+        )
 
 
 class DeadLetters(Protocol):

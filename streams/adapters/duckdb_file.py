@@ -54,6 +54,15 @@ def wal_files(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.wal*"))
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes what was renamed or created in the folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def discard_unborn(path: Path) -> None:
     """Removes what cannot hold data: a file without complete headers, and logs without a file to belong to."""
     if path.exists() and path.stat().st_size < HEADERS_BYTES:

@@ -137,8 +137,9 @@ class PartitionStore:
             entries, pending = self._pending(batches)
             if not entries:
                 return
-            with self._visible(pending) as statements:
-                self._in_one_go([*statements, *self._enter(entries)])
+            with self._visible(pending) as statements, self._begun() as connection:
+                # In one call: each takes the interpreter's lock several times.
+                connection.execute("; ".join([*statements, *self._enter(entries)]))
             self._next_offsets |= {topic: entry.next_offset for topic, entry in entries.items()}
 
     def delete_expired(self, now_ms: int) -> int:
@@ -249,23 +250,14 @@ class PartitionStore:
     @contextmanager
     def _begun(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """BEGIN, then COMMIT or ROLLBACK."""
-        with self._rolled_back_on_error():
-            self._connection.execute("BEGIN TRANSACTION")
-            yield self._connection
-            self._connection.execute("COMMIT")
-
-    def _in_one_go(self, statements: Sequence[str]) -> None:
-        """A transaction of these in a single call: each call takes the interpreter's lock several times."""
-        with self._rolled_back_on_error():
-            self._connection.execute("; ".join(["BEGIN TRANSACTION", *statements, "COMMIT"]))
-
-    @contextmanager
-    def _rolled_back_on_error(self) -> Iterator[None]:
+        connection = self._connection
         try:
-            yield
+            connection.execute("BEGIN TRANSACTION")
+            yield connection
+            connection.execute("COMMIT")
         except BaseException as error:
             with suppress(duckdb.Error):  # there may be no transaction left to roll back
-                self._connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")
             if isinstance(error, duckdb.Error):
                 raise StoreError(
                     f"partition {self.partition}: {error}",

@@ -114,7 +114,7 @@ class _MetadataRequest(Request[_MetadataRequestStruct]):  # type: ignore[misc]
 async def read_topic_ids(client: AIOKafkaClient, topics: Collection[str]) -> Mapping[str, str]:
     """Topic -> id, in hexadecimal, of those that exist. Empty where the broker knows no ids. Raises KafkaError."""
     try:
-        response: Any = await client.send(client.get_random_node(), _MetadataRequest(sorted(set(topics))))
+        response: Any = await client.send(client.get_random_node(), _MetadataRequest(sorted(topics)))
     except (IncompatibleBrokerVersion, NotImplementedError):
         logger.debug("this broker gives topics no ids: one that is created anew is known by its offsets only")
         return {}

@@ -18,7 +18,7 @@ from streams.adapters.duckdb_file import FileLock
 from streams.adapters.redis_snapshots import open_snapshot_repository
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.config import Settings, load_settings
-from streams.errors import ConfigurationError, RecoveryRefusedError, SnapshotNotFoundError, StoreLockedError
+from streams.errors import ConfigurationError, RecoveryRefusedError, StoreLockedError
 from streams.processes.recovery import SnapshotRestore
 from streams.processes.recovery_orders import OrderOutcome, RecoveryOrder, RecoveryOrders, RecoverySource
 
@@ -90,12 +90,6 @@ async def _check_version(settings: Settings, partition: int, version: int) -> No
     """Raises SnapshotNotFoundError, and what makes the version unreadable."""
     settings.require("redis", "snapshot_key")
     async with open_snapshot_repository(settings) as repository:
-        kept = await repository.versions(partition)
-        if version not in kept:
-            raise SnapshotNotFoundError(
-                f"partition {partition} has no snapshot version {version}",
-                hint=f"it has: {', '.join(map(str, kept)) or 'none'} (`pintail snapshots list`)",
-            )
         await SnapshotRestore(repository, SnapshotCodec.from_settings(settings), partition, version).manifest()
 
 

@@ -42,7 +42,7 @@ from streams.errors import (
     StaleEpochError,
 )
 from streams.limits import INGEST_BUFFER_BYTES_MAX
-from streams.ports import DeadLetter, DeadLetters, Decoder, DeliveryIntents, ParkReason, Sink
+from streams.ports import DeadLetter, DeadLetters, Decoder, DeliveryIntents, ParkedRecord, ParkReason, Sink
 from streams.positions import OffsetRange, TopicPartition, next_offset_after
 from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatchBuffer, Pace
 from streams.retry import Backoff, in_words, retrying
@@ -334,23 +334,12 @@ class PartitionDelivery:
             return
         self._raise_if_stale(DeliveryState.RUNNING)
         logger.error("%s: parks the record at offset %d: %s", self, batch.offsets[0], refusal)
-        letter = self._dead_letter(batch, refusal)
+        parked = ParkedRecord(0, ParkReason.REFUSED_BY_SINK, refusal.message)
+        letter = DeadLetter.of(self.table, batch, parked)
         await retrying(lambda: self._shared.dead_letters.park([letter]), what="parking", backoff=Backoff())
         telemetry.RECORDS_PARKED.labels(self.table.name, letter.reason).inc()
         self.records_refused += 1
         self._advance_to(batch.next_offset)
-
-    def _dead_letter(self, batch: RecordBatch, refusal: RowsRefusedError) -> DeadLetter:
-        return DeadLetter(
-            source=self.topic_partition,
-            offset=batch.offsets[0],
-            timestamp_ms=batch.timestamps_ms[0],
-            key=batch.keys[0],
-            value=batch.values[0],
-            reason=ParkReason.REFUSED_BY_SINK,
-            detail=refusal.message,
-            dead_letter_topic=self.table.dead_letter_topic,
-        )
 
     def _advance_to(self, next_offset: int) -> None:
         self.next_offset = next_offset

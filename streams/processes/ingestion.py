@@ -195,20 +195,7 @@ class PartitionIngestion:
 
 def dead_letters_of(decoded: DecodedBatch) -> list[DeadLetter]:
     """The parked records of a batch, with their provenance."""
-    source = decoded.source
-    return [
-        DeadLetter(
-            source=source.topic_partition,
-            offset=source.offsets[parked.index],
-            timestamp_ms=source.timestamps_ms[parked.index],
-            key=source.keys[parked.index],
-            value=source.values[parked.index],
-            reason=parked.reason,
-            detail=parked.detail,
-            dead_letter_topic=decoded.table.dead_letter_topic,
-        )
-        for parked in decoded.parked
-    ]
+    return [DeadLetter.of(decoded.table, decoded.source, parked) for parked in decoded.parked]
 
 
 def _count(decoded: Sequence[DecodedBatch], *, seconds: float) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas.manifest import Manifest
-from streams.adapters.duckdb_file import FileLock, wal_files
+from streams.adapters.duckdb_file import FileLock, sync_folder, wal_files
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.errors import (
@@ -300,7 +300,7 @@ class SnapshotRestore:
             for log in wal_files(path):
                 log.unlink()
             temporary.replace(path)
-            await in_thread(_sync_folder, path.parent)
+            await in_thread(sync_folder, path.parent)
         finally:
             temporary.unlink(missing_ok=True)
         return manifest
@@ -380,11 +380,3 @@ def _write_all(fd: int, block: bytes) -> None:
     rest = memoryview(block)
     while rest:
         rest = rest[os.write(fd, rest) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from streams.adapters.duckdb_file import sync_folder
 from streams.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -113,11 +114,7 @@ class RecoveryOrders:
         """Leaves the outcome, then removes the order, unless a newer one has taken its place."""
         _write(self._outcome_path(order.partition), asdict(outcome))
         if self._is_pending(order):
-            self.withdraw(order.partition)
-
-    def withdraw(self, partition: int) -> None:
-        """Removes the order. Idempotent."""
-        self._order_path(partition).unlink(missing_ok=True)
+            self._order_path(order.partition).unlink(missing_ok=True)
 
     def outcome(self, order: RecoveryOrder) -> OrderOutcome | None:
         """What became of this order; None while it waits or is under way."""
@@ -156,8 +153,4 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
