@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -55,6 +55,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def clickhouse_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real ClickHouse engine behind its HTTP interface."""
     yield from _service("clickhouse", tmp_path_factory)
+
+
+class Servers(TypedDict):
+    """Where the session's servers are, by the names that `tests.system.running_system` has for them."""
+
+    kafka: str
+    redis_url: str
+    clickhouse_url: str
+
+
+@pytest.fixture(scope="session")
+def servers(kafka: str, redis_url: str, clickhouse_url: str) -> Servers:
+    """All that a whole system needs."""
+    return Servers(kafka=kafka, redis_url=redis_url, clickhouse_url=clickhouse_url)
 
 
 @pytest.fixture(scope="session", name="unique_name")

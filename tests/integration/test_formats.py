@@ -14,9 +14,10 @@ import pytest
 import urllib3
 
 from tests.avro_samples import binary, framed
+from tests.conftest import Servers
 from tests.registry_server import RegistryServer
 from tests.system import System, running_system
-from tests.waiting import wait_for, worker_report
+from tests.waiting import wait_for
 
 TABLES = {
     "formats_orders": """
@@ -51,15 +52,11 @@ def registry() -> Iterator[RegistryServer]:
 
 
 @pytest.fixture
-def system(
-    tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str, registry: RegistryServer
-) -> Iterator[System]:
+def system(tmp_path: Path, servers: Servers, registry: RegistryServer) -> Iterator[System]:
     with running_system(
         tmp_path,
         TABLES,
-        kafka=kafka,
-        redis_url=redis_url,
-        clickhouse_url=clickhouse_url,
+        **servers,
         sink_workers=1,
         environment={"PINTAIL_SCHEMA_REGISTRY": registry.url},
     ) as system:
@@ -74,7 +71,7 @@ def port(system: System, worker: str) -> int:
 
 def failure(system: System, worker: str, partition: str) -> str | None:
     """What /ready says is wrong with the partition; None also while the worker does not answer."""
-    text: str | None = worker_report(port(system, worker)).get("partitions", {}).get(partition, {}).get("failure")
+    text: str | None = system.partitions_of(worker).get(partition, {}).get("failure")
     return text
 
 

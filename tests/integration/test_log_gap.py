@@ -12,6 +12,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.errors import QueryRefusedError
+from tests.conftest import Servers
 from tests.system import System, running_system
 from tests.waiting import wait_for
 
@@ -23,28 +24,22 @@ TABLES = {
 
 
 @pytest.fixture
-def system(tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str) -> Iterator[System]:
+def system(tmp_path: Path, servers: Servers) -> Iterator[System]:
     with running_system(
         tmp_path,
         TABLES,
-        kafka=kafka,
-        redis_url=redis_url,
-        clickhouse_url=clickhouse_url,
+        **servers,
         sink_workers=1,
         environment={"PINTAIL_SNAPSHOT_INTERVAL_SECONDS": "1"},
     ) as system:
         yield system
 
 
-def report(system: System, worker: str) -> dict[str, Any]:
-    return system.partitions_of(worker)
-
-
 def failed(system: System, kind: str) -> dict[str, Any]:
     """The report of partition 0 once it is FAILED."""
 
     def look() -> dict[str, Any] | None:
-        state = report(system, "store-0").get("0", {})
+        state = system.partitions_of("store-0").get("0", {})
         return state if state.get("state") == "failed" else None
 
     return wait_for(look, f"the store says so: {kind}")
@@ -55,7 +50,7 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
     for number in range(10):
         position = system.publish(topic, json.dumps({"number": number}), partition=0)
     assert system.query_after(position, "SELECT count(*) FROM events").rows == [(10,)]
-    wait_for(lambda: report(system, "sink-0").get(f"{topic}[0]", {}).get("next_offset") == 10, "all delivered")
+    wait_for(lambda: system.partitions_of("sink-0").get(f"{topic}[0]", {}).get("next_offset") == 10, "all delivered")
 
     for worker in ("store-0", "sink-0"):
         system.stack.stop_process(worker)
@@ -72,7 +67,7 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
     assert "the log starts at 15" in failure
     assert "pintail recover --partition 0" in failure
     sink = wait_for(
-        lambda: {n: s for n, s in report(system, "sink-0").items() if s["state"] == "failed"}, "the sink says so"
+        lambda: {n: s for n, s in system.partitions_of("sink-0").items() if s["state"] == "failed"}, "the sink says so"
     )
     assert list(sink) == [f"{topic}[0]"]
 
@@ -80,7 +75,7 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
         system.client.query("SELECT count(*) FROM events", deadline_ms=2000)
     assert refused.value.code in ("partial_state", "not_serving")
     system.publish(topic, json.dumps({"number": 100}), partition=1)
-    wait_for(lambda: report(system, "store-0")["1"]["next_offsets"][topic] == 1, "the other partition goes on")
+    wait_for(lambda: system.partitions_of("store-0")["1"]["next_offsets"][topic] == 1, "the other partition goes on")
 
     # The way out, without a restart.
     process = system.stack.process("store-0").pid
@@ -90,7 +85,7 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
     assert "0.duckdb.replaced-" in done.stdout
     kept = system.client.query("SELECT number FROM events WHERE _partition = 0 ORDER BY number")
     assert [number for (number,) in kept.rows] == [15, 16, 17, 18, 19]
-    version = wait_for(lambda: report(system, "store-0")["0"].get("snapshot", {}).get("version"), "a snapshot")
+    version = wait_for(lambda: system.partitions_of("store-0")["0"].get("snapshot", {}).get("version"), "a snapshot")
     refused_order = system.pintail("recover", "--partition", "0", "--from", f"snapshot:{version}")
     assert refused_order.returncode == 1
     assert "is open in a worker" in refused_order.stderr
@@ -99,15 +94,15 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
     assert "no snapshot version 999" in unknown.stderr
     done = system.pintail("recover", "--partition", "0", "--from", f"snapshot:{version}", "--yes")
     assert done.returncode == 0, done.stderr
-    assert report(system, "store-0")["0"]["recovered"]["rung"] == "snapshot"
+    assert system.partitions_of("store-0")["0"]["recovered"]["rung"] == "snapshot"
     assert system.client.query("SELECT count(*) FROM events").rows == [(6,)]
     assert system.stack.process("store-0").pid == process
 
 
 def test_a_topic_that_is_created_anew_under_a_running_worker_is_noticed_although_its_offsets_fit(
-    tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str
+    tmp_path: Path, servers: Servers
 ) -> None:
-    with running_system(tmp_path, TABLES, kafka=kafka, redis_url=redis_url, clickhouse_url=clickhouse_url) as system:
+    with running_system(tmp_path, TABLES, **servers) as system:
         recreate_and_recover(system)
 
 

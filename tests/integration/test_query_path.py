@@ -13,7 +13,7 @@ import pytest
 
 from streams.client import AsyncClient
 from streams.errors import QueryRefusedError
-from tests.conftest import NewTopicMaker, unique_name
+from tests.conftest import NewTopicMaker, Servers, unique_name
 from tests.system import System, running_system
 from tests.waiting import wait_for
 
@@ -26,11 +26,9 @@ TABLES = {
 
 
 @pytest.fixture(scope="module")
-def system(
-    tmp_path_factory: pytest.TempPathFactory, kafka: str, redis_url: str, clickhouse_url: str
-) -> Iterator[System]:
+def system(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterator[System]:
     folder: Path = tmp_path_factory.mktemp("query-path")
-    with running_system(folder, TABLES, kafka=kafka, redis_url=redis_url, clickhouse_url=clickhouse_url) as system:
+    with running_system(folder, TABLES, **servers) as system:
         yield system
 
 

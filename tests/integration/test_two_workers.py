@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from streams.errors import QueryRefusedError
+from tests.conftest import Servers
 from tests.system import Position, System, running_system
-from tests.waiting import wait_for, worker_report
+from tests.waiting import wait_for
 
 PARTITIONS = 4
 TABLES = {
@@ -26,13 +27,11 @@ TABLES = {
 
 
 @pytest.fixture
-def system(tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str) -> Iterator[System]:
+def system(tmp_path: Path, servers: Servers) -> Iterator[System]:
     with running_system(
         tmp_path,
         TABLES,
-        kafka=kafka,
-        redis_url=redis_url,
-        clickhouse_url=clickhouse_url,
+        **servers,
         store_workers=2,
         environment={"PINTAIL_SNAPSHOT_INTERVAL_SECONDS": "0.5"},
     ) as system:
@@ -42,16 +41,9 @@ def system(tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str) -> I
         yield system
 
 
-def report(system: System, worker: str) -> dict[str, dict[str, Any]]:
-    port = system.stack.process(worker).specification.port
-    assert port is not None
-    partitions: dict[str, dict[str, Any]] = worker_report(port).get("partitions", {})
-    return partitions
-
-
 def owned(system: System, worker: str) -> set[int]:
     """The partitions that the worker serves."""
-    return {int(number) for number, state in report(system, worker).items() if state["state"] == "serving"}
+    return {int(number) for number, state in system.partitions_of(worker).items() if state["state"] == "serving"}
 
 
 def reflects(state: dict[str, Any], next_offsets: dict[str, int]) -> bool:
@@ -86,7 +78,7 @@ def test_partitions_are_co_located_and_move_with_their_state(system: System) -> 
 
     def is_covered() -> bool:
         """The newest snapshots reflect everything written."""
-        covered = {**report(system, "store-0"), **report(system, "store-1")}
+        covered = {**system.partitions_of("store-0"), **system.partitions_of("store-1")}
         return len(covered) == PARTITIONS and all(reflects(state, state["next_offsets"]) for state in covered.values())
 
     wait_for(is_covered, "snapshots of every partition")
@@ -97,7 +89,7 @@ def test_partitions_are_co_located_and_move_with_their_state(system: System) -> 
     system.stack.stop_process("store-1")
     wait_for(lambda: owned(system, "store-0") == set(range(PARTITIONS)), "store-0 owns all", seconds=90)
     for number in moved:
-        assert report(system, "store-0")[str(number)]["recovered"]["rung"] == "snapshot"
+        assert system.partitions_of("store-0")[str(number)]["recovered"]["rung"] == "snapshot"
     last = put(system, "key-0", 1000)
     answer = system.query_after(last, "SELECT count(*), sum(balance) FROM accounts")
     assert answer.rows == [(40, sum(range(40)) + 1000)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Servers
 from tests.system import Position, System, running_system
 from tests.waiting import wait_for
 
@@ -29,11 +30,9 @@ TABLES = {
 
 
 @pytest.fixture(scope="module")
-def system(
-    tmp_path_factory: pytest.TempPathFactory, kafka: str, redis_url: str, clickhouse_url: str
-) -> Iterator[System]:
+def system(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterator[System]:
     folder: Path = tmp_path_factory.mktemp("write-path")
-    with running_system(folder, TABLES, kafka=kafka, redis_url=redis_url, clickhouse_url=clickhouse_url) as system:
+    with running_system(folder, TABLES, **servers) as system:
         yield system
 
 
