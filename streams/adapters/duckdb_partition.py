@@ -287,7 +287,7 @@ class PartitionStore:
                 raise LogGapError(
                     f"{source.topic_partition}: the store needs offset {position}, the log continues at "
                     f"{source.first_offset}",
-                    hint="records were deleted before they were applied: rebuild the partition from ClickHouse",
+                    hint="records were deleted before they were applied: `pintail recover` says what to go on from",
                 )
             if position is not None and source.next_offset <= position:
                 continue

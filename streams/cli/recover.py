@@ -32,13 +32,13 @@ def register(app: typer.Typer) -> None:
 
 def recover(
     partition: Annotated[int, typer.Option(min=0, help="The partition, of all tables.")],
-    source: Annotated[str, typer.Option("--from", help="log, clickhouse or snapshot:VERSION.")],
+    source: Annotated[str, typer.Option("--from", help="log or snapshot:VERSION.")],
     worker: Annotated[str, typer.Option(help="The worker that holds it; needed where several have its file.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Also if it is open in a worker, or another order waits.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves again.")] = True,
     deadline_seconds: Annotated[float, typer.Option(min=1, help="How long to wait.")] = 600,
 ) -> None:
-    """Recover a partition from the log, a snapshot or ClickHouse, whatever it holds; what it held is kept beside it."""
+    """Recover a partition from the log or a snapshot, whatever it holds; what it held is kept beside it."""
     settings = load_settings()
     order = RecoveryOrder(partition, RecoverySource.parse(source))
     _check_partition(settings, partition)
@@ -77,7 +77,7 @@ def _folder_of(settings: Settings, partition: int, worker: str) -> Path:
     names = ", ".join(holder.name for holder in holders)
     raise ConfigurationError(
         f"several workers have had partition {partition} in {stores}: {names}",
-        hint="say which one holds it now (`pintail status` shows it): --worker NAME",
+        hint="say which one holds it now (its /ready lists it): --worker NAME",
     )
 
 
@@ -121,7 +121,7 @@ def _outcome_of(orders: RecoveryOrders, order: RecoveryOrder, folder: Path, dead
             state = "is under way" if pending is not None and pending.is_begun else "was not begun: is the worker up?"
             raise RecoveryRefusedError(
                 f"recovery of partition {order.partition} {state} after {deadline_seconds:g} s",
-                hint=f"the order stays in {folder}; `pintail status` shows how it goes on",
+                hint=f"the order stays in {folder}; the worker's /ready shows how it goes on",
             )
         time.sleep(_PAUSE_SECONDS)
 
@@ -132,7 +132,7 @@ def _report(order: RecoveryOrder, outcome: OrderOutcome) -> None:
     if outcome.failure is not None:
         raise RecoveryRefusedError(
             f"partition {order.partition} was not recovered from {order.source}: {outcome.failure}",
-            hint="`pintail status` shows what it does now",
+            hint="the worker's /ready shows what it does now",
         )
     positions = ", ".join(f"{topic} {offset}" for topic, offset in sorted(outcome.next_offsets.items()))
     print(f"partition {order.partition} serves again, recovered from {order.source}, at {positions}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tomllib
@@ -55,6 +56,16 @@ def test_what_a_service_waits_for_can_be_waited_for() -> None:
         for other, wait in service.get("depends_on", {}).items():
             assert other in SERVICES
             assert wait["condition"] in ("service_healthy", "service_started")
+
+
+def test_no_panel_of_the_dashboard_hides_another() -> None:
+    panels = json.loads((ROOT / "deploy/grafana/dashboards/pintail.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: dict[tuple[int, int], str] = {}
+    for panel in panels:
+        at = panel["gridPos"]
+        for cell in itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"])):
+            assert taken.setdefault(cell, panel["title"]) == panel["title"]
 
 
 @pytest.mark.parametrize("worker", sorted(WORKERS))
