@@ -16,8 +16,9 @@ from faust.types import TP
 
 from agents import fetched_batches
 from agents.fetched_batches import ByteBudget, drain
-from agents.transport import BatchConsumer, BatchConsumerThread
+from agents.transport import PAUSE_SECONDS, BatchConsumer, BatchConsumerThread
 from streams.batches import RECORD_OVERHEAD_BYTES, RecordBatch
+from streams.limits import GATHERED_BYTES
 from streams.positions import TopicPartition
 
 FLIGHTS = TP("flights", 0)
@@ -270,3 +271,16 @@ def test_a_damaged_fetch_of_one_partition_costs_no_other_its_records_and_is_fetc
     ((reported, why),) = thread.consumer.unreadable
     assert reported == other
     assert "CRC" in why
+
+
+async def test_the_broker_gathers_for_a_fetch_that_follows_another_one_and_not_after_a_pause() -> None:
+    whole, _ = fetched(log_batch(0, [b"a"]))
+    thread, fetcher = thread_over({FLIGHTS: whole})
+    fetcher._subscriptions = SimpleNamespace(reassignment_in_progress=False)
+    fetcher._create_fetch_waiter = asyncio.get_running_loop().create_future
+    fetcher._closed = False
+    fetcher._fetch_min_bytes = 1
+    assert await thread._next_batches(fetcher, {FLIGHTS}, 1.0)
+    assert fetcher._fetch_min_bytes == GATHERED_BYTES
+    assert await thread._next_batches(fetcher, {FLIGHTS}, 2 * PAUSE_SECONDS) == {}
+    assert fetcher._fetch_min_bytes == 1
