@@ -93,7 +93,7 @@ def store_app(settings: Settings) -> PintailApp:
         decoder=record_decoder(catalog, settings),
         dead_letters=dead_letters,
     )
-    host = PartitionHost(parts, app.log_reader)
+    host = PartitionHost(parts, app.log_reader, revoke_seconds_max=settings.revoke_seconds_max)
     requests = RequestReading(app.log_reader)
     owner = app.owner = StoreOwner(host, requests, settings.query_topic)
     queries = QueryService(store, catalog, host, settings)
@@ -120,7 +120,7 @@ def store_app(settings: Settings) -> PintailApp:
             steps.push_async_callback(dead_letters.stop)
             steps.push_async_callback(queries.close)
             steps.push_async_callback(answers.drain)
-            steps.push_async_callback(host.revoke, list(host.hosted()))
+            steps.push_async_callback(host.leave)
 
     app.before_joining.append(prepare)
     app.start_parts.append(start)

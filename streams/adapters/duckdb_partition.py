@@ -60,6 +60,7 @@ class PartitionStore:
         self._writing = threading.Lock()
         self._checkpointing = threading.Lock()  # taken before _writing
         self._released = False
+        self._is_fenced = False  # may be set at any moment
         self._sources: dict[str, _ArrowSource] = {}
         with self._writing:
             self._next_offsets = self._read_next_offsets()
@@ -172,6 +173,13 @@ class PartitionStore:
             cursor.close()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def interrupt(self) -> None:
+        """Fences the writer and rolls back the transaction in flight, whose call raises StoreError or StaleEpochError.
+        Waits for nothing; `release` must follow."""
+        self._is_fenced = True
+        with suppress(duckdb.ConnectionException):  # closed meanwhile: nothing is in flight
+            self._connection.interrupt()
+
     def release(self) -> None:
         """Fences the writer and waits for the transaction or the copy in flight. Idempotent.
 
@@ -190,7 +198,7 @@ class PartitionStore:
     # -- under _writing ------------------------------------------------------------------------------------------
 
     def _check_held(self) -> None:
-        if self._released:
+        if self._released or self._is_fenced:
             raise StaleEpochError(
                 f"partition {self.partition} has been released", hint="its new owner applies these records"
             )
@@ -209,6 +217,7 @@ class PartitionStore:
         try:
             connection.execute("BEGIN TRANSACTION")
             yield connection
+            self._check_held()
             connection.execute("COMMIT")
         except BaseException as error:
             with suppress(duckdb.Error):  # there may be no transaction left to roll back
