@@ -93,7 +93,7 @@ def store_app(settings: Settings) -> PintailApp:
         dead_letters=dead_letters,
         orders=RecoveryOrders(settings.store_dir),
     )
-    host = PartitionHost(parts, app.log_reader)
+    host = PartitionHost(parts, app.log_reader, revoke_seconds_max=settings.revoke_seconds_max)
     request_log = LogConsumer(
         {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-requests"},
         deliver=lambda batch: answer_requests(batch),
@@ -133,7 +133,7 @@ def store_app(settings: Settings) -> PintailApp:
             steps.push_async_callback(queries.close)
             steps.push_async_callback(answers.drain)
             steps.push_async_callback(request_log.stop)
-            steps.push_async_callback(host.revoke, list(host.hosted()))
+            steps.push_async_callback(host.leave)
 
     app.before_joining.append(prepare)
     app.start_parts.append(start)

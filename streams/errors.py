@@ -30,6 +30,7 @@
     +- SchemaRegistryError         the schemas that Avro records name; decoding waits for them
     |  +- SchemaRegistryUnavailableError  refused, reset, timed out, overloaded: retry (retriable)
     |  +- SchemaRegistryRejectedError     it answered with something that only an operator can cure
+    +- GroupSilentError            the consumer group gives no sign of life; the worker ends, to be started again
     +- LocalStackError             a server of `pintail dev` did not start, or another run holds its folder
     +- QueryRefusedError           a query got a refusal; carries the refusal's code
     +- RequestTimeoutError         no reply before the deadline
@@ -184,6 +185,10 @@ class SchemaRegistryUnavailableError(SchemaRegistryError):
 
 class SchemaRegistryRejectedError(SchemaRegistryError):
     """The registry answered, but neither with a schema nor that there is none: wrong user, wrong address."""
+
+
+class GroupSilentError(PintailError):
+    """The worker's consumer has dropped out of its group without an error; only a new process joins for sure."""
 
 
 class LocalStackError(PintailError):

@@ -40,6 +40,15 @@ REREADS = Counter(
     "pintail_rereads", "Times the log was read again because records were damaged or missing", ["topic", "partition"]
 )
 RETENTION_FAILURES = Counter("pintail_retention_failures", "Retention sweeps of a partition that failed", ["partition"])
+REVOKE_SECONDS = Histogram(
+    "pintail_revoke_seconds", "Letting go of partitions in a rebalance or at the end", buckets=LATENCY_BUCKETS
+)
+REVOKE_OVERRUNS = Counter(
+    "pintail_revoke_overruns", "Partitions that were not let go of in time, so that their transaction was rolled back"
+)
+GROUP_SILENCE_SECONDS = Gauge(
+    "pintail_group_silence_seconds", "Since the consumer group's last sign of life; at 60 the worker ends"
+)
 QUERIES = Counter("pintail_queries", "Queries by outcome (ok or the refusal's code)", ["outcome"])
 QUERY_SECONDS = Histogram("pintail_query_seconds", "Request received to reply ready", buckets=LATENCY_BUCKETS)
 SINK_LAG_RECORDS = Gauge(

@@ -81,6 +81,7 @@ class PartitionStore:
         self._writing = threading.Lock()
         self._checkpointing = threading.Lock()  # taken before _writing
         self._released = False
+        self._is_fenced = False  # may be set at any moment
         self._sources: dict[str, _ArrowSource] = {}
         self._ledger_rows = 0
         with self._writing:
@@ -137,8 +138,9 @@ class PartitionStore:
             entries, pending = self._pending(batches)
             if not entries:
                 return
-            with self._visible(pending) as statements:
-                self._in_one_go([*statements, *self._enter(entries)])
+            with self._visible(pending) as statements, self._begun() as connection:
+                # In one call: each takes the interpreter's lock several times.
+                connection.execute("; ".join([*statements, *self._enter(entries)]))
             self._next_offsets |= {topic: entry.next_offset for topic, entry in entries.items()}
 
     def delete_expired(self, now_ms: int) -> int:
@@ -216,6 +218,13 @@ class PartitionStore:
             cursor.close()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def interrupt(self) -> None:
+        """Fences the writer and rolls back the transaction in flight, whose call raises StoreError or StaleEpochError.
+        Waits for nothing; `release` must follow."""
+        self._is_fenced = True
+        with suppress(duckdb.ConnectionException):  # closed meanwhile: nothing is in flight
+            self._connection.interrupt()
+
     def release(self) -> None:
         """Fences the writer and waits for the transaction or the copy in flight. Idempotent.
 
@@ -234,7 +243,7 @@ class PartitionStore:
     # -- under _writing ------------------------------------------------------------------------------------------
 
     def _check_held(self) -> None:
-        if self._released:
+        if self._released or self._is_fenced:
             raise StaleEpochError(
                 f"partition {self.partition} has been released", hint="its new owner applies these records"
             )
@@ -249,23 +258,15 @@ class PartitionStore:
     @contextmanager
     def _begun(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """BEGIN, then COMMIT or ROLLBACK."""
-        with self._rolled_back_on_error():
-            self._connection.execute("BEGIN TRANSACTION")
-            yield self._connection
-            self._connection.execute("COMMIT")
-
-    def _in_one_go(self, statements: Sequence[str]) -> None:
-        """A transaction of these in a single call: each call takes the interpreter's lock several times."""
-        with self._rolled_back_on_error():
-            self._connection.execute("; ".join(["BEGIN TRANSACTION", *statements, "COMMIT"]))
-
-    @contextmanager
-    def _rolled_back_on_error(self) -> Iterator[None]:
+        connection = self._connection
         try:
-            yield
+            connection.execute("BEGIN TRANSACTION")
+            yield connection
+            self._check_held()
+            connection.execute("COMMIT")
         except BaseException as error:
             with suppress(duckdb.Error):  # there may be no transaction left to roll back
-                self._connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")
             if isinstance(error, duckdb.Error):
                 raise StoreError(
                     f"partition {self.partition}: {error}",

@@ -108,6 +108,7 @@ class HostedPartition:
         #: The order being carried out: until the partition serves, or shows that it cannot.
         self._order: RecoveryOrder | None = None
         self._ordered = asyncio.Event()
+        self._has_let_go = False
         self._task = asyncio.create_task(self._supervise(), name=f"partition-{partition}")
 
     @property
@@ -223,8 +224,17 @@ class HostedPartition:
         self._task.cancel()
         await asyncio.wait({self._task})
         await self._release()
+        self._has_let_go = True
         for state in PartitionState:
             telemetry.PARTITION_STATE.labels(self.partition, state).set(0)
+
+    def hurry(self) -> None:
+        """Called when `stop` takes too long: gives up the transaction in flight. The log still has its records."""
+        if self._has_let_go:
+            return
+        logger.error("partition %d is not let go of in time: its transaction is rolled back", self.partition)
+        telemetry.REVOKE_OVERRUNS.inc()
+        self._parts.store.interrupt(self.partition)
 
     async def _supervise(self) -> None:
         """Recovers and ingests; whatever breaks that is tried again from recovery on: a log gap once that is ordered,
@@ -396,9 +406,10 @@ class HostedPartition:
 class PartitionHost:
     """All partitions of this worker. Implements agents.transport.PartitionOwner and streams.ports.ServingState."""
 
-    def __init__(self, parts: HostingParts, log: PartitionLog) -> None:
+    def __init__(self, parts: HostingParts, log: PartitionLog, *, revoke_seconds_max: float = 8.0) -> None:
         self._parts = parts
         self._log = log
+        self._revoke_seconds_max = revoke_seconds_max
         self._hosted: dict[int, HostedPartition] = {}
         self._assigning = asyncio.Lock()
         self._scopes = asyncio.Lock()
@@ -426,16 +437,32 @@ class PartitionHost:
                 self._hosted[partition] = HostedPartition(partition, self, self._parts, self._log)
 
     async def revoke(self, partitions: Collection[int]) -> None:
-        """Lets go of these; when it returns their files are closed and unlocked (invariant 5).
+        """Lets go of these; when it returns their files are closed and unlocked (invariant 5). Transactions that take
+        longer than the budget are rolled back: the group waits for this worker, and forgets it after a while.
 
         Cancelled, it lets go of them all the same before it ends. Raises what closing a file raised, after every other
         one is closed."""
         async with self._assigning:
             await self._let_go(partitions)
 
+    async def leave(self) -> None:
+        """The worker ends: a last snapshot of what moved, as far as time allows, so that an owner on another machine
+        has seconds to replay; then lets go of everything. Nothing may be submitted any more."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._revoke_seconds_max):
+                await self.take_snapshots()
+        await self.revoke(list(self._hosted))
+
     async def _let_go(self, partitions: Collection[int]) -> None:
         leaving = [self._hosted.pop(partition) for partition in partitions if partition in self._hosted]
-        await all_ended([hosted.stop() for hosted in leaving])
+        loop = asyncio.get_running_loop()
+        overruns = [loop.call_later(self._revoke_seconds_max, hosted.hurry) for hosted in leaving]
+        try:
+            with telemetry.REVOKE_SECONDS.time():
+                await all_ended([hosted.stop() for hosted in leaving])
+        finally:
+            for overrun in overruns:
+                overrun.cancel()
 
     def submit(self, batch: RecordBatch) -> None:
         """Hands a fetched batch to its partition."""
