@@ -22,6 +22,7 @@
     |  +- SinkUnavailableError     refused, reset, timed out, overloaded: retry (retriable)
     |  +- SinkRejectedError        ClickHouse answered with an error that only an operator can cure; carries its code
     |  +- SinkFencedError          the BEFORE record was refused: another member owns the partition
+    |  +- InexactRowsError         a partition cannot be rebuilt from the sink's rows exactly
     |  +- DeliveryBrokenError      a delivery met a fault that nobody foresaw; it is started anew
     +- SchemaRegistryError         the schemas that Avro records name; decoding waits for them
     |  +- SchemaRegistryUnavailableError  refused, reset, timed out, overloaded: retry (retriable)
@@ -129,6 +130,10 @@ class SinkRejectedError(SinkError):
 
 class SinkFencedError(SinkError):
     """The BEFORE record was refused: another member of the group owns the partition."""
+
+
+class InexactRowsError(SinkError):
+    """What the sink holds of a partition cannot become a store's rows exactly."""
 
 
 class DeliveryBrokenError(SinkError):

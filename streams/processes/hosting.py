@@ -30,6 +30,7 @@ from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
 from streams.processes.ingestion import PartitionIngestion, ingestion_threads
 from streams.processes.log_reading import LogReading
+from streams.processes.progress import RecoveryProgress
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
 from streams.retry import Backoff, in_words
@@ -73,6 +74,8 @@ class HostedPartition:
         self.epoch = 0
         #: How the newest recovery went; None until the first one is done.
         self.recovered: Recovered | None = None
+        #: Of the recovery and the replay under way, or of the newest one.
+        self.progress = RecoveryProgress(partition)
         self.store: PartitionStore | None = None
         #: True while queries may see the file: from just before SERVING until just after.
         self.is_visible = False
@@ -87,6 +90,8 @@ class HostedPartition:
         self._ingestion: PartitionIngestion | None = None
         self._capture: asyncio.Task[SnapshotInfo | None] | None = None
         self._targets: dict[str, int] = {}
+        #: Sum of the positions from which the log is replayed.
+        self._started = 0
         self._high_watermarks: dict[str, int] = {}
         self._moved = asyncio.Condition()
         self._is_leaving = False
@@ -214,7 +219,8 @@ class HostedPartition:
 
     async def _recover_and_ingest(self) -> None:
         await self._enter(PartitionState.RECOVERING)
-        recovered = await self._parts.recovery.recover(self.partition)
+        marks = await self._log.watermarks(self.topic_partitions)
+        recovered = await self._parts.recovery.recover(self.partition, marks, self.progress)
         self.recovered, self.store, self.epoch = recovered, recovered.store, recovered.epoch
         telemetry.RECOVERY_SECONDS.labels(self.partition, recovered.rung).set(recovered.seconds)
         marks = await self._log.watermarks(self.topic_partitions)
@@ -228,6 +234,8 @@ class HostedPartition:
             announce=self._announce,
             threads=self._parts.threads,
         )
+        self._started = sum(self.positions.values())
+        self.progress.begin("replay", max(0, sum(self._targets.values()) - self._started), "offsets")
         await self._enter(PartitionState.REPLAYING)
         await self._reading.start({tp: self.positions[tp.topic] for tp in self.topic_partitions})
         await self._announce({})
@@ -240,8 +248,10 @@ class HostedPartition:
         for topic in positions:
             lag = max(0, self._high_watermarks.get(topic, 0) - self.positions[topic])
             telemetry.LAG_RECORDS.labels(topic, self.partition).set(lag)
-        caught_up = all(self.positions[topic] >= target for topic, target in self._targets.items())
-        if self.state is PartitionState.REPLAYING and caught_up:
+        if self.state is not PartitionState.REPLAYING:
+            return
+        self.progress.reach(sum(min(self.positions[topic], to) for topic, to in self._targets.items()) - self._started)
+        if all(self.positions[topic] >= target for topic, target in self._targets.items()):
             # Visible first: an answer over the whole table must never leave out a partition that counts as SERVING.
             self.is_visible = True
             await self._host.publish_scopes()
