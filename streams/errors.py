@@ -26,6 +26,7 @@
     |  +- SinkRejectedError        ClickHouse answered with an error that only an operator can cure; carries its code
     |  |  +- RowsRefusedError      it is about the values of some row: the others can be delivered
     |  +- SinkFencedError          the BEFORE record was refused: another member owns the partition
+    |  +- InexactRowsError         a partition cannot be rebuilt from the sink's rows exactly
     |  +- DeliveryBrokenError      a delivery met a fault that nobody foresaw; it is started anew
     +- SchemaRegistryError         the schemas that Avro records name; decoding waits for them
     |  +- SchemaRegistryUnavailableError  refused, reset, timed out, overloaded: retry (retriable)
@@ -167,6 +168,10 @@ class RowsRefusedError(SinkRejectedError):
 
 class SinkFencedError(SinkError):
     """The BEFORE record was refused: another member of the group owns the partition."""
+
+
+class InexactRowsError(SinkError):
+    """What the sink holds of a partition cannot become a store's rows exactly."""
 
 
 class DeliveryBrokenError(SinkError):

@@ -143,6 +143,41 @@ class PartitionStore:
                 connection.execute("; ".join([*statements, *self._enter(entries)]))
             self._next_offsets |= {topic: entry.next_offset for topic, entry in entries.items()}
 
+    def load(self, table: TableDefinition, rows: pa.Table) -> None:
+        """Inserts rows into a store that is being filled from elsewhere, in the schema of decoded rows, no key twice.
+
+        Until `begin_at` the store has no next_offset, by which recovery knows one that is not complete. Raises
+        StoreError.
+        """
+        with self._writing:
+            self._check_held()
+            assert not self._next_offsets, "only a store that holds nothing can be filled"
+            name = f"loaded rows of {table.name}"
+            source = self._show(name, rows)
+            try:
+                with self._begun() as connection:
+                    connection.execute(_insert_sql(table, self._table(table), _Incoming(name, "")))
+            finally:
+                source.table = rows.schema.empty_table()
+
+    def begin_at(self, next_offsets: Mapping[str, int]) -> None:
+        """Ends `load`: the records below these offsets are in, and the ledger begins there. Durable when it returns."""
+        with self._writing:
+            self._check_held()
+            assert not self._next_offsets, "only a store that holds nothing can be filled"
+            entries = {topic: LedgerEntry(at, at) for topic, at in next_offsets.items()}
+            with self._begun() as connection:
+                connection.execute("; ".join(self._enter(entries)))
+            self._next_offsets = dict(next_offsets)
+
+    def holds_rows(self) -> bool:
+        """True if any table holds a row."""
+        with self._transaction() as connection:
+            return any(
+                connection.execute(f"SELECT 1 FROM {self._table(table)} LIMIT 1").fetchone()
+                for table in self._catalog.tables
+            )
+
     def delete_expired(self, now_ms: int) -> int:
         """Deletes the rows that are older than their table's retention; returns how many."""
         deleted = 0

@@ -41,6 +41,7 @@ from streams.positions import TopicPartition
 from streams.processes.ingestion import PartitionIngestion, ingestion_threads
 from streams.processes.log_gaps import check_position, closes_gap, log_gap
 from streams.processes.log_reading import LogReading
+from streams.processes.progress import RecoveryProgress
 from streams.processes.recovery import Recovered, Recovery, Rung
 from streams.processes.recovery_orders import OrderOutcome, RecoveryOrder, RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
@@ -86,6 +87,8 @@ class HostedPartition:
         self.epoch = 0
         #: How the newest recovery went; None until the first one is done.
         self.recovered: Recovered | None = None
+        #: Of the recovery and the replay under way, or of the newest one.
+        self.progress = RecoveryProgress(partition)
         self.store: PartitionStore | None = None
         #: True while queries may see the file: from just before SERVING until just after.
         self.is_visible = False
@@ -100,6 +103,8 @@ class HostedPartition:
         self._ingestion: PartitionIngestion | None = None
         self._capture: asyncio.Task[SnapshotInfo | None] | None = None
         self._targets: dict[str, int] = {}
+        #: Sum of the positions from which the log is replayed.
+        self._started = 0
         self._high_watermarks: dict[str, int] = {}
         #: topic -> id of the topic that its position is of, where it is known.
         self._topic_ids: dict[str, str] = {}
@@ -273,8 +278,8 @@ class HostedPartition:
 
     async def _recover_and_ingest(self) -> None:
         await self._enter(PartitionState.RECOVERING)
-        recovered = await self._recover()
         marks = await self._log.watermarks(self.topic_partitions)
+        recovered = await self._recover(marks)
         try:
             positions = await self._start_positions(recovered, marks)
         except LogGapError as gap:
@@ -292,23 +297,25 @@ class HostedPartition:
             announce=self._announce,
             threads=self._parts.threads,
         )
+        self._started = sum(self.positions.values())
+        self.progress.begin("replay", max(0, sum(self._targets.values()) - self._started), "offsets")
         await self._enter(PartitionState.REPLAYING)
         await self._reading.start({tp: self.positions[tp.topic] for tp in self.topic_partitions})
         await self._announce({})
         await self._ingestion.run()
 
-    async def _recover(self) -> Recovered:
+    async def _recover(self, marks: Mapping[TopicPartition, Watermarks]) -> Recovered:
         """As ordered, if there is an order that can be carried out; else by the ladder."""
         self._ordered.clear()
         self._order = order = await in_thread(self._parts.orders.pending, self.partition)
         try:
-            recovered = await self._parts.recovery.recover(self.partition, order)
+            recovered = await self._parts.recovery.recover(self.partition, marks, self.progress, order)
         except PintailError as error:
             if order is None or error.retriable:
                 raise
             logger.error("partition %d: recovery from %s: %s", self.partition, order.source, error)
             await self._finish_order(in_words(error))
-            recovered = await self._parts.recovery.recover(self.partition)
+            recovered = await self._parts.recovery.recover(self.partition, marks, self.progress)
         if self._order is not None and not self._order.is_begun:
             await in_thread(self._parts.orders.begin, self._order)
         return recovered
@@ -362,8 +369,10 @@ class HostedPartition:
         for topic in positions:
             lag = max(0, self._high_watermarks.get(topic, 0) - self.positions[topic])
             telemetry.LAG_RECORDS.labels(topic, self.partition).set(lag)
-        caught_up = all(self.positions[topic] >= target for topic, target in self._targets.items())
-        if self.state is PartitionState.REPLAYING and caught_up:
+        if self.state is not PartitionState.REPLAYING:
+            return
+        self.progress.reach(sum(min(self.positions[topic], to) for topic, to in self._targets.items()) - self._started)
+        if all(self.positions[topic] >= target for topic, target in self._targets.items()):
             # Visible first: an answer over the whole table must never leave out a partition that counts as SERVING.
             self.is_visible = True
             await self._host.publish_scopes()

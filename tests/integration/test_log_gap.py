@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.errors import QueryRefusedError
+from tests.conftest import unique_name
 from tests.system import System, running_system
 from tests.waiting import wait_for
 
 TABLES = {
+    "seats": """
+        CREATE TABLE seats (id INTEGER PRIMARY KEY, taken BOOLEAN, at TIMESTAMP)
+        WITH (topic = '{prefix}.seats', partitions = 2)
+    """,
     "events": """
         CREATE TABLE events (number INTEGER) WITH (topic = '{prefix}.events', partitions = 2)
-    """
+    """,
 }
 
 
 @pytest.fixture
 def system(tmp_path: Path, kafka: str, redis_url: str, clickhouse_url: str) -> Iterator[System]:
+    database = f"{clickhouse_url}/{unique_name('db')}"
     with running_system(
         tmp_path,
         TABLES,
         kafka=kafka,
         redis_url=redis_url,
-        clickhouse_url=clickhouse_url,
+        clickhouse_url=database,
         sink_workers=1,
         environment={"PINTAIL_SNAPSHOT_INTERVAL_SECONDS": "1"},
     ) as system:
@@ -128,3 +136,33 @@ def recreate_and_recover(system: System) -> None:
     assert done.returncode == 0, done.stderr
     answer = system.client.query("SELECT min(number), count(*) FROM events WHERE _partition = 0")
     assert answer.rows == [(100, 10)]
+
+
+def test_a_lost_disk_without_snapshots_comes_back_from_clickhouse_where_the_log_has_lost_its_beginning(
+    system: System,
+) -> None:
+    events, seats = (f"{system.settings.application}.{name}" for name in ("events", "seats"))
+    for number in range(30):
+        seat = {"id": number % 7, "taken": number % 2 == 0, "at": f"2026-01-01T00:00:{number:02d}"}
+        system.publish(seats, None if number % 5 == 4 else json.dumps(seat), key=json.dumps(seat["id"]), partition=0)
+        position = system.publish(events, json.dumps({"number": number}), partition=0)
+    everything = "SELECT (SELECT list(e ORDER BY number) FROM events e), (SELECT list(s ORDER BY id) FROM seats s)"
+    before = system.query_after(position, everything).rows
+    delivered = {f"{events}[0]": 30, f"{seats}[0]": 30}
+    wait_for(
+        lambda: {n: each["next_offset"] for n, each in report(system, "sink-0").items()}.items() >= delivered.items(),
+        "all delivered",
+    )
+    system.stack.stop_process("store-0")
+    admin = AdminClient({"bootstrap.servers": system.settings.kafka})
+    cuts = [TopicPartition(events, 0, 25), TopicPartition(seats, 0, 28)]
+    for result in admin.delete_records(cuts).values():
+        result.result(timeout=30)
+    shutil.rmtree(system.stack.data_dir / "stores" / "store-0")
+    with redis.Redis.from_url(system.settings.redis) as client:
+        client.delete(*client.keys(f"{{{system.settings.application}:0}}:*"))
+    system.stack.process("store-0").start()
+
+    recovered = wait_for(lambda: report(system, "store-0").get("0", {}).get("recovered"), "recovered")
+    assert recovered["rung"] == "clickhouse"
+    assert system.query_after(position, everything).rows == before

@@ -280,7 +280,7 @@ async def test_an_order_that_was_begun_before_a_crash_is_gone_on_with(worker: Wo
     await worker.host.revoke([0])
     order = RecoveryOrder(0, RecoverySource("log"))
     worker.orders.place(order)
-    await Recovery(worker.store, worker.repository, CODEC).recover(0, order)
+    await Recovery(worker.store, worker.repository, CODEC).recover(0, order=order)
     worker.orders.begin(order)
     worker.store.close_partition(0)
     worker.log.marks[TP] = Watermarks(2, 2, "a")
