@@ -280,6 +280,8 @@ class HostedPartition:
         await self._enter(PartitionState.RECOVERING)
         marks = await self._log.watermarks(self.topic_partitions)
         recovered = await self._recover(marks)
+        # Anew: what was recovered may be newer than these, and a store ahead of the log counts as a gap.
+        marks = await self._log.watermarks(self.topic_partitions)
         try:
             positions = await self._start_positions(recovered, marks)
         except LogGapError as gap:
