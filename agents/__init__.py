@@ -3,6 +3,7 @@
 Map
     transport.py        Faust transport driver: one fetched partition batch is one event
     fetched_batches.py  what a fetch becomes, and the bound on the bytes that wait
+    group_watch.py      ends a worker that has silently dropped out of its group
     assignor.py         partition p of every topic goes to one member
     app.py              what both workers share: the Faust app and its status pages
     store_app.py        write, query and snapshot agents of the store worker

@@ -138,7 +138,9 @@ def consumer_options(group: str, settings: Settings) -> dict[str, Any]:
         "session_timeout_ms": SESSION_TIMEOUT_SECONDS * 1000,
         "heartbeat_interval_ms": HEARTBEAT_SECONDS * 1000,
         "rebalance_timeout_ms": REBALANCE_TIMEOUT_SECONDS * 1000,
-        "max_poll_interval_ms": 10 * 60 * 1000,
+        # aiokafka would drop a member that has polled nothing for so long, and let it join again only after a poll: a
+        # spare worker has nothing to poll, nor has one that recovers for long. agents/group_watch.py watches instead.
+        "max_poll_interval_ms": 10 * 365 * 24 * 3600 * 1000,
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Collection
 from contextlib import AsyncExitStack
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from agents.app import PintailApp, record_decoder
 from schemas.catalog import load_catalog
 from streams.adapters.clickhouse_sink import ClickHouseSink
+from streams.adapters.kafka_intents import metadata_of, recorded_intent
 from streams.adapters.kafka_producers import KafkaDeadLetters
 from streams.adapters.kafka_topics import ensure_topics, topics_of
 from streams.config import Settings
@@ -23,8 +23,6 @@ from streams.retry import Backoff, retrying
 
 logger = logging.getLogger(__name__)
 
-_INTENT = re.compile(r"(?P<lo>[0-9]{1,19}):(?P<hi>[0-9]{1,19})")
-
 
 class GroupIntents:
     """streams.ports.DeliveryIntents in the consumer group: the committed position is `lo`, its metadata `lo:hi`. Kafka
@@ -35,7 +33,7 @@ class GroupIntents:
 
     async def record(self, topic_partition: TopicPartition, offsets: OffsetRange) -> None:
         """See streams.ports.DeliveryIntents."""
-        await self._app.log_reader.commit_record(topic_partition, offsets.lo, f"{offsets.lo}:{offsets.hi}")
+        await self._app.log_reader.commit_record(topic_partition, offsets.lo, metadata_of(offsets))
 
     async def read(self, topic_partition: TopicPartition) -> OffsetRange | None:
         """See streams.ports.DeliveryIntents."""
@@ -46,9 +44,8 @@ class GroupIntents:
 def intent_of(offset: int, metadata: str) -> OffsetRange:
     """The BEFORE record in a committed position. One with other metadata than `lo:hi`, or with none, was committed by
     somebody else (an operator's reset): it says where to go on and that nothing is under way."""
-    record = _INTENT.fullmatch(metadata)
-    if record and int(record["lo"]) == offset <= int(record["hi"]):
-        return OffsetRange(offset, int(record["hi"]))
+    if record := recorded_intent(offset, metadata):
+        return record
     if metadata:
         logger.warning("goes on at %d: its metadata %r is not ours", offset, metadata)
     return OffsetRange(offset, offset)

@@ -13,7 +13,10 @@ from agents.app import PintailApp, log_options, record_decoder
 from agents.log_consumer import LogConsumer
 from agents.query_requests import RequestAnswers, RequestReading
 from schemas.catalog import load_catalog
+from streams.adapters.clickhouse_history import ClickHouseHistory
+from streams.adapters.clickhouse_sink import ClickHouseSink
 from streams.adapters.duckdb_store import DuckDBStore
+from streams.adapters.kafka_intents import GroupRecords
 from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
 from streams.adapters.kafka_topics import ensure_topics, topics_of
 from streams.adapters.redis_snapshots import open_snapshot_repository
@@ -24,7 +27,8 @@ from streams.errors import SnapshotStoreUnavailableError
 from streams.finishing import in_thread
 from streams.positions import TopicPartition
 from streams.processes.answering import QueryService
-from streams.processes.hosting import HostingParts, PartitionHost
+from streams.processes.hosting import HostingParts, PartitionHost, PartitionState
+from streams.processes.rebuilding import Rebuilding
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.recovery_orders import RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
@@ -84,16 +88,18 @@ def store_app(settings: Settings) -> PintailApp:
     )
     repository, codec = open_snapshot_repository(settings), SnapshotCodec.from_settings(settings)
     dead_letters, replies = KafkaDeadLetters(settings), KafkaReplies(settings)
+    sink = ClickHouseSink(settings.clickhouse) if settings.clickhouse else None
+    rebuilding = Rebuilding(catalog, ClickHouseHistory(sink), GroupRecords(settings)) if sink else None
     parts = HostingParts(
         catalog=catalog,
         store=store,
-        recovery=Recovery(store, repository, codec),
+        recovery=Recovery(store, repository, codec, rebuilding=rebuilding),
         snapshotter=Snapshotter(repository, codec, versions_kept=settings.snapshots_kept),
         decoder=record_decoder(catalog, settings),
         dead_letters=dead_letters,
         orders=RecoveryOrders(settings.store_dir),
     )
-    host = PartitionHost(parts, app.log_reader)
+    host = PartitionHost(parts, app.log_reader, revoke_seconds_max=settings.revoke_seconds_max)
     request_log = LogConsumer(
         {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-requests"},
         deliver=lambda batch: answer_requests(batch),
@@ -128,12 +134,14 @@ def store_app(settings: Settings) -> PintailApp:
         async with AsyncExitStack() as steps:
             steps.push_async_callback(in_thread, store.close)
             steps.push_async_callback(repository.close)
+            if sink is not None:
+                steps.push_async_callback(in_thread, sink.close)
             steps.push_async_callback(replies.stop)
             steps.push_async_callback(dead_letters.stop)
             steps.push_async_callback(queries.close)
             steps.push_async_callback(answers.drain)
             steps.push_async_callback(request_log.stop)
-            steps.push_async_callback(host.revoke, list(host.hosted()))
+            steps.push_async_callback(host.leave)
 
     app.before_joining.append(prepare)
     app.start_parts.append(start)
@@ -174,6 +182,9 @@ def store_app(settings: Settings) -> PintailApp:
     return app
 
 
+_ON_ITS_WAY = (PartitionState.RECOVERING, PartitionState.REPLAYING)
+
+
 def status_of(host: PartitionHost) -> dict[str, Any]:
     """What /ready reports: ready when this worker has partitions and serves all of them."""
     hosted = host.hosted()
@@ -185,6 +196,7 @@ def status_of(host: PartitionHost) -> dict[str, Any]:
                 "epoch": partition.epoch,
                 "next_offsets": partition.positions,
                 **({"recovered": _recovery_of(partition.recovered)} if partition.recovered else {}),
+                **({"progress": partition.progress.report()} if partition.state in _ON_ITS_WAY else {}),
                 **({"snapshot": _snapshot_of(partition.snapshot)} if partition.snapshot else {}),
                 **({"failure": str(failure)} if (failure := partition.failure or partition.obstacle) else {}),
             }

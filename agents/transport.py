@@ -36,6 +36,7 @@ from faust.types import TP, ConsumerMessage
 from mode import Service
 
 from agents.fetched_batches import ByteBudget, drain
+from agents.group_watch import CHECK_SECONDS, GroupWatch
 from agents.log_consumer import read_watermarks
 from streams.adapters.kafka_topic_ids import read_topic_ids
 from streams.batches import RecordBatch
@@ -48,7 +49,6 @@ from streams.retry import in_words
 logger = logging.getLogger(__name__)
 
 SCHEME = "pintail"
-COORDINATOR_CHECK_SECONDS = 1.0
 #: How long the broker gathers for a fetch that follows another one, unless GATHERED_BYTES are there. It is most of what
 #: a steady trickle waits to become visible: a transaction costs milliseconds however small it is, so a trickle must not
 #: make one of every record.
@@ -98,17 +98,14 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         return aiokafka.AIOKafkaConsumer(**self.app.consumer_options)
 
     @Service.task  # type: ignore[untyped-decorator]
-    async def _watch_coordinator(self) -> None:
-        """aiokafka parks its group task until somebody picks up its error, and Faust never does: without this, an
-        unexpected join, sync or heartbeat error leaves a silent member that holds its partitions and reads nothing."""
-        async for _ in self.itertimer(COORDINATOR_CHECK_SECONDS, name="coordinator"):
+    async def _watch_group(self) -> None:
+        """Ends the worker when its consumer has silently dropped out of the group."""
+        watch: GroupWatch | None = None
+        async for _ in self.itertimer(CHECK_SECONDS, name="group"):
             consumer = self._consumer
-            if consumer is None or consumer._closed or consumer._coordinator is None:
-                continue
-            try:
-                consumer._coordinator.check_errors()
-            except KafkaError as error:
-                logger.error("consumer group: %r; the member joins again", error)
+            if consumer is not None and not consumer._closed and consumer._coordinator is not None:
+                watch = watch or GroupWatch(consumer._coordinator)
+                watch.check()
 
     async def _fetch_records(
         self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None
@@ -204,7 +201,10 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         consumer.pause(*({ensure_aiokafka_TP(tp) for tp in topic_partitions} & consumer.assignment()))
 
     async def commit_for_monitoring(self, positions: Mapping[TP, int]) -> bool:
-        """Commits what it can; a failure costs a lag reading and nothing else."""
+        """Commits what it can; a failure costs a lag reading and nothing else. Faust commits also after a crash of this
+        thread, which would never answer."""
+        if self.crashed:
+            return False
         return await self.call_thread(self._commit_quietly, positions)  # type: ignore[no-any-return]
 
     async def _commit_quietly(self, positions: Mapping[TP, int]) -> bool:

@@ -90,6 +90,12 @@ class Settings(BaseSettings):
     ingest_buffer_bytes_max: int = Field(
         default=INGEST_BUFFER_BYTES_MAX, ge=MIB, description="Bytes fetched but not yet durable, per worker"
     )
+    revoke_seconds_max: float = Field(
+        default=8.0,
+        gt=0,
+        le=25,
+        description="Time to let partitions go, and at the end for a last snapshot; then transactions are rolled back",
+    )
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Port of /metrics, /health and /ready; 0 serves none of them"
     )

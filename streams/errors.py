@@ -26,10 +26,12 @@
     |  +- SinkRejectedError        ClickHouse answered with an error that only an operator can cure; carries its code
     |  |  +- RowsRefusedError      it is about the values of some row: the others can be delivered
     |  +- SinkFencedError          the BEFORE record was refused: another member owns the partition
+    |  +- InexactRowsError         a partition cannot be rebuilt from the sink's rows exactly
     |  +- DeliveryBrokenError      a delivery met a fault that nobody foresaw; it is started anew
     +- SchemaRegistryError         the schemas that Avro records name; decoding waits for them
     |  +- SchemaRegistryUnavailableError  refused, reset, timed out, overloaded: retry (retriable)
     |  +- SchemaRegistryRejectedError     it answered with something that only an operator can cure
+    +- GroupSilentError            the consumer group gives no sign of life; the worker ends, to be started again
     +- LocalStackError             a server of `pintail dev` did not start, or another run holds its folder
     +- QueryRefusedError           a query got a refusal; carries the refusal's code
     +- RequestTimeoutError         no reply before the deadline
@@ -168,6 +170,10 @@ class SinkFencedError(SinkError):
     """The BEFORE record was refused: another member of the group owns the partition."""
 
 
+class InexactRowsError(SinkError):
+    """What the sink holds of a partition cannot become a store's rows exactly."""
+
+
 class DeliveryBrokenError(SinkError):
     """A delivery met a fault that nobody foresaw; it is started anew from its BEFORE record."""
 
@@ -184,6 +190,10 @@ class SchemaRegistryUnavailableError(SchemaRegistryError):
 
 class SchemaRegistryRejectedError(SchemaRegistryError):
     """The registry answered, but neither with a schema nor that there is none: wrong user, wrong address."""
+
+
+class GroupSilentError(PintailError):
+    """The worker's consumer has dropped out of its group without an error; only a new process joins for sure."""
 
 
 class LocalStackError(PintailError):

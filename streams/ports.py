@@ -175,18 +175,59 @@ class Sink(Protocol):
         ...
 
 
-class DeliveryIntents(Protocol):
-    """The BEFORE records of the sink: durable, and fenced by the consumer group's generation.
+class RecordedIntents(Protocol):
+    """The BEFORE records of the sink, to be read.
 
     An empty range [n, n) says that everything below n is delivered and nothing is under way.
     """
+
+    async def read(self, topic_partition: TopicPartition) -> OffsetRange | None:
+        """The newest BEFORE record, or None if there is none."""
+        ...
+
+
+class DeliveryIntents(RecordedIntents, Protocol):
+    """The BEFORE records of the sink: durable, and fenced by the consumer group's generation."""
 
     async def record(self, topic_partition: TopicPartition, offsets: OffsetRange) -> None:
         """Durable when it returns. Raises SinkFencedError when another member owns the partition."""
         ...
 
-    async def read(self, topic_partition: TopicPartition) -> OffsetRange | None:
-        """The newest BEFORE record, or None if there is none."""
+
+class DeliveredPage(NamedTuple):
+    """Some rows of a table, in the schema of decoded rows (a keyed table's without tombstones)."""
+
+    rows: pa.Table
+    #: Ask for the rows after it; None if there are none.
+    after: tuple[str, ...] | None
+
+
+class DeliveredRows(Protocol):
+    """What the sink holds, read back. All methods are thread-safe and block. Each raises SinkError."""
+
+    def last_offset(self, table: TableDefinition, topic_partition: TopicPartition) -> int | None:
+        """See Sink."""
+        ...
+
+    def verify(self, table: TableDefinition) -> bool:
+        """True if the table is there; False if not. Raises InexactRowsError when its rows cannot come back exactly."""
+        ...
+
+    def count(self, table: TableDefinition, topic_partition: TopicPartition, *, below: int) -> int:
+        """How many rows the pages will hold at most."""
+        ...
+
+    def page(
+        self,
+        table: TableDefinition,
+        topic_partition: TopicPartition,
+        *,
+        below: int,
+        after: tuple[str, ...] | None,
+        rows_max: int,
+    ) -> DeliveredPage:
+        """The partition's next rows after `after` (None: the first ones), of those whose newest record is below the
+        offset. Repeatable."""
         ...
 
 

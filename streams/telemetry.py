@@ -27,6 +27,9 @@ SCHEMA_REGISTRY_FAILURES = Counter(
 LAG_RECORDS = Gauge("pintail_lag_records", "Offsets between the store and the high watermark", ["topic", "partition"])
 PARTITION_STATE = Gauge("pintail_partition_state", "1 for the state a partition is in", ["partition", "state"])
 RECOVERY_SECONDS = Gauge("pintail_recovery_seconds", "Duration of the newest recovery", ["partition", "rung"])
+RECOVERY_PROGRESS = Gauge(
+    "pintail_recovery_progress_ratio", "How much of the step at hand of a recovery is done, 0 to 1", ["partition"]
+)
 SNAPSHOT_SECONDS = Histogram("pintail_snapshot_seconds", "Duration of a snapshot", buckets=LATENCY_BUCKETS)
 SNAPSHOT_BYTES = Counter("pintail_snapshot_bytes_sent", "Encoded bytes sent to Redis", ["partition"])
 SNAPSHOT_FAILURES = Counter("pintail_snapshot_failures", "Snapshots that could not be published", ["partition"])
@@ -40,6 +43,15 @@ REREADS = Counter(
     "pintail_rereads", "Times the log was read again because records were damaged or missing", ["topic", "partition"]
 )
 RETENTION_FAILURES = Counter("pintail_retention_failures", "Retention sweeps of a partition that failed", ["partition"])
+REVOKE_SECONDS = Histogram(
+    "pintail_revoke_seconds", "Letting go of partitions in a rebalance or at the end", buckets=LATENCY_BUCKETS
+)
+REVOKE_OVERRUNS = Counter(
+    "pintail_revoke_overruns", "Partitions that were not let go of in time, so that their transaction was rolled back"
+)
+GROUP_SILENCE_SECONDS = Gauge(
+    "pintail_group_silence_seconds", "Since the consumer group's last sign of life; at 60 the worker ends"
+)
 QUERIES = Counter("pintail_queries", "Queries by outcome (ok or the refusal's code)", ["outcome"])
 QUERY_SECONDS = Histogram("pintail_query_seconds", "Request received to reply ready", buckets=LATENCY_BUCKETS)
 SINK_LAG_RECORDS = Gauge(

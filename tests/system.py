@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,13 @@ class System:
 
     def query_after(self, position: Position, sql: str, params: Any = None, **options: Any) -> Answer:
         """Asks so that the answer reflects the record at `position`."""
-        at_least = {position.topic: {position.partition: position.offset}}
+        return self.query_after_all([position], sql, params, **options)
+
+    def query_after_all(self, positions: Iterable[Position], sql: str, params: Any = None, **options: Any) -> Answer:
+        """Asks so that the answer reflects the record at each of `positions`."""
+        at_least: dict[str, dict[int, int]] = {}
+        for position in positions:
+            at_least.setdefault(position.topic, {})[position.partition] = position.offset
         return self.client.query(sql, params, at_least=at_least, deadline_ms=60_000, **options)
 
     def pintail(self, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -134,7 +134,7 @@ class ClickHouseSink:
 
     def last_offset(self, table: TableDefinition, topic_partition: TopicPartition) -> int | None:
         """See Sink. Reads the sorting key of append tables and the projection of keyed ones: milliseconds."""
-        name = self._qualified(table)
+        name = self.qualified(table)
         if table.is_keyed:
             sql = f"SELECT max(_offset) FROM {name} WHERE _partition = {{partition:UInt32}} GROUP BY _partition"
         else:
@@ -164,11 +164,11 @@ class ClickHouseSink:
         }
         stream = body.getvalue()
         block = lz4.frame.compress(stream)
-        what = f"insert of {topic_partition} {offsets} into {self._qualified(table)}"
+        what = f"insert of {topic_partition} {offsets} into {self.qualified(table)}"
         try:
             with self._errors_named(what):
                 self._connected().raw_insert(
-                    self._qualified(table),
+                    self.qualified(table),
                     column_names=rows.column_names,
                     insert_block=block,
                     fmt="ArrowStream",
@@ -185,10 +185,21 @@ class ClickHouseSink:
     def _as_refusal(self, table: TableDefinition, error: SinkRejectedError) -> SinkRejectedError:
         """Whether it is the rows or the table: one whose shape was changed may refuse every row."""
         try:
-            self._check_shape(table, self._columns(table))
+            self._check_shape(table, self.columns(table))
         except ClickHouseShapeError as shape:
             return SinkRejectedError(shape.message, code=error.code, hint=shape.hint)
         return RowsRefusedError(error.message, code=error.code, hint=error.hint)
+
+    def arrow(self, sql: str, parameters: dict[str, Any], settings: dict[str, Any]) -> pa.Table:
+        """The answer to a query. Raises SinkError, also for an answer that is cut short."""
+        with self._errors_named("query"):
+            try:
+                return self._connected().query_arrow(sql, parameters=parameters, settings=settings)
+            except pa.ArrowException as error:
+                raise SinkUnavailableError(
+                    f"ClickHouse at {self._address} sent an answer that cannot be read: {error}",
+                    hint="it is asked again; is something between Pintail and ClickHouse cutting answers short?",
+                ) from error
 
     def _check_calendar(self, topic_partition: TopicPartition, rows: pa.Table) -> None:
         """Before 26.8 ClickHouse shows a DateTime64 outside 1900 to 2299 as another one, and refuses or moves a Date32.
@@ -212,17 +223,17 @@ class ClickHouseSink:
         return tuple(shown) == _CALENDAR_SHOWN
 
     def _ensure_table(self, table: TableDefinition) -> None:
-        found = self._columns(table)
+        found = self.columns(table)
         if not found:
             self._command(create_table_sql(table, database=self.database))
-            log.info("%s: created %s", self, self._qualified(table))
-            found = self._columns(table)
+            log.info("%s: created %s", self, self.qualified(table))
+            found = self.columns(table)
         for migration in table.migrations[1:]:
             if any(column.name not in found for column in migration.added_columns):
                 for statement in migration_sql(table, migration.number, database=self.database):
                     self._command(statement)
-                log.info("%s: applied %s to %s", self, migration.file, self._qualified(table))
-                found = self._columns(table)
+                log.info("%s: applied %s to %s", self, migration.file, self.qualified(table))
+                found = self.columns(table)
         self._check_shape(table, found)
 
     def _check_shape(self, table: TableDefinition, found: Mapping[str, str]) -> None:
@@ -235,9 +246,9 @@ class ClickHouseSink:
         differences += self._engine_differences(table)
         if differences:
             raise ClickHouseShapeError(
-                f"table {self._qualified(table)} in ClickHouse has another shape than table {table.name!r}:\n"
+                f"table {self.qualified(table)} in ClickHouse has another shape than table {table.name!r}:\n"
                 + _as_text([("", "expected", "found"), *differences]),
-                hint=f"correct it with ALTER TABLE, or move it away (RENAME TABLE {self._qualified(table)} TO ...) and "
+                hint=f"correct it with ALTER TABLE, or move it away (RENAME TABLE {self.qualified(table)} TO ...) and "
                 "Pintail creates it anew",
             )
 
@@ -267,7 +278,7 @@ class ClickHouseSink:
         window = self._deduplication_window(engine, f"{replicated}_deduplication_window")
         if not window and not engine.startswith("Shared"):
             differences.append((f"{replicated}_deduplication_window", "10000", str(window)))
-        foreign = self._rows(f"SELECT _topic FROM {self._qualified(table)} LIMIT 1") if not differences else []
+        foreign = self._rows(f"SELECT _topic FROM {self.qualified(table)} LIMIT 1") if not differences else []
         if foreign and foreign[0][0] != table.topic:
             differences.append(("_topic of its rows", table.topic, str(foreign[0][0])))
         return differences
@@ -279,7 +290,8 @@ class ClickHouseSink:
         default = self._rows("SELECT value FROM system.merge_tree_settings WHERE name = {name:String}", name=setting)
         return int(default[0][0]) if default else 0
 
-    def _columns(self, table: TableDefinition) -> dict[str, str]:
+    def columns(self, table: TableDefinition) -> dict[str, str]:
+        """Name -> type of every column; empty if the table does not exist. Raises SinkError."""
         rows = self._rows(
             "SELECT name, type FROM system.columns WHERE database = {database:String} AND table = {name:String}",
             database=self.database,
@@ -287,7 +299,8 @@ class ClickHouseSink:
         )
         return {str(name): str(kind) for name, kind in rows}
 
-    def _qualified(self, table: TableDefinition) -> str:
+    def qualified(self, table: TableDefinition) -> str:
+        """The table's name in SQL."""
         return f"{quote(self.database)}.{quote(table.name)}"
 
     def _rows(self, sql: str, **parameters: object) -> list[Any]:

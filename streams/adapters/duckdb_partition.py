@@ -81,6 +81,7 @@ class PartitionStore:
         self._writing = threading.Lock()
         self._checkpointing = threading.Lock()  # taken before _writing
         self._released = False
+        self._is_fenced = False  # may be set at any moment
         self._sources: dict[str, _ArrowSource] = {}
         self._ledger_rows = 0
         with self._writing:
@@ -141,6 +142,41 @@ class PartitionStore:
                 # In one call: each takes the interpreter's lock several times.
                 connection.execute("; ".join([*statements, *self._enter(entries)]))
             self._next_offsets |= {topic: entry.next_offset for topic, entry in entries.items()}
+
+    def load(self, table: TableDefinition, rows: pa.Table) -> None:
+        """Inserts rows into a store that is being filled from elsewhere, in the schema of decoded rows, no key twice.
+
+        Until `begin_at` the store has no next_offset, by which recovery knows one that is not complete. Raises
+        StoreError.
+        """
+        with self._writing:
+            self._check_held()
+            assert not self._next_offsets, "only a store that holds nothing can be filled"
+            name = f"loaded rows of {table.name}"
+            source = self._show(name, rows)
+            try:
+                with self._begun() as connection:
+                    connection.execute(_insert_sql(table, self._table(table), _Incoming(name, "")))
+            finally:
+                source.table = rows.schema.empty_table()
+
+    def begin_at(self, next_offsets: Mapping[str, int]) -> None:
+        """Ends `load`: the records below these offsets are in, and the ledger begins there. Durable when it returns."""
+        with self._writing:
+            self._check_held()
+            assert not self._next_offsets, "only a store that holds nothing can be filled"
+            entries = {topic: LedgerEntry(at, at) for topic, at in next_offsets.items()}
+            with self._begun() as connection:
+                connection.execute("; ".join(self._enter(entries)))
+            self._next_offsets = dict(next_offsets)
+
+    def holds_rows(self) -> bool:
+        """True if any table holds a row."""
+        with self._transaction() as connection:
+            return any(
+                connection.execute(f"SELECT 1 FROM {self._table(table)} LIMIT 1").fetchone()
+                for table in self._catalog.tables
+            )
 
     def delete_expired(self, now_ms: int) -> int:
         """Deletes the rows that are older than their table's retention; returns how many."""
@@ -217,6 +253,13 @@ class PartitionStore:
             cursor.close()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def interrupt(self) -> None:
+        """Fences the writer and rolls back the transaction in flight, whose call raises StoreError or StaleEpochError.
+        Waits for nothing; `release` must follow."""
+        self._is_fenced = True
+        with suppress(duckdb.ConnectionException):  # closed meanwhile: nothing is in flight
+            self._connection.interrupt()
+
     def release(self) -> None:
         """Fences the writer and waits for the transaction or the copy in flight. Idempotent.
 
@@ -235,7 +278,7 @@ class PartitionStore:
     # -- under _writing ------------------------------------------------------------------------------------------
 
     def _check_held(self) -> None:
-        if self._released:
+        if self._released or self._is_fenced:
             raise StaleEpochError(
                 f"partition {self.partition} has been released", hint="its new owner applies these records"
             )
@@ -254,6 +297,7 @@ class PartitionStore:
         try:
             connection.execute("BEGIN TRANSACTION")
             yield connection
+            self._check_held()
             connection.execute("COMMIT")
         except BaseException as error:
             with suppress(duckdb.Error):  # there may be no transaction left to roll back

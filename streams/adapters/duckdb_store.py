@@ -111,6 +111,12 @@ class DuckDBStore:
                 self._closing.remove(partition)
                 self._file_locks.pop(partition).release()
 
+    def interrupt(self, partition: int) -> None:
+        """Rolls back what the partition's writer is about to commit, so that `close_partition` need not wait for it."""
+        store = self.partitions().get(partition)
+        if store is not None:
+            store.interrupt()
+
     def remove_partition(self, partition: int) -> None:
         """Deletes the file and its logs (a stale log beside a restored file would be applied to it)."""
         with self._turn_of(partition):

@@ -32,13 +32,13 @@ def register(app: typer.Typer) -> None:
 
 def recover(
     partition: Annotated[int, typer.Option(min=0, help="The partition, of all tables.")],
-    source: Annotated[str, typer.Option("--from", help="log or snapshot:VERSION.")],
+    source: Annotated[str, typer.Option("--from", help="log, clickhouse or snapshot:VERSION.")],
     worker: Annotated[str, typer.Option(help="The worker that holds it; needed where several have its file.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Also if it is open in a worker, or another order waits.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves again.")] = True,
     deadline_seconds: Annotated[float, typer.Option(min=1, help="How long to wait.")] = 600,
 ) -> None:
-    """Recover a partition from the log or a snapshot, whatever it holds; what it held is kept beside it."""
+    """Recover a partition from the log, a snapshot or ClickHouse, whatever it holds; what it held is kept beside it."""
     settings = load_settings()
     order = RecoveryOrder(partition, RecoverySource.parse(source))
     _check_partition(settings, partition)

@@ -175,14 +175,9 @@ class PartitionDelivery:
         intent = await self._until_done(lambda: self._shared.intents.read(self.topic_partition), "reading the position")
         stored = await self._until_done(self._read_last_offset, "reading the last offset")
         stored_to = None if stored is None else next_offset_after(stored)
-        if intent is None:
-            resume = stored_to
-        elif stored_to is not None and stored_to > intent.lo:
-            resume = max(intent.hi, stored_to)
-        else:
-            # An empty range is the record of an idle partition: nothing was under way.
-            self._buffer.replay = intent if intent.lo < intent.hi else None
-            resume = intent.lo
+        resume = delivered_to(intent, stored_to)
+        if intent is not None and resume == intent.lo < intent.hi:
+            self._buffer.replay = intent
         self.next_offset = self._buffered_to = resume
         logger.info("%s: goes on at %s, replays %s", self, resume, self._buffer.replay)
         self.state = DeliveryState.RUNNING
@@ -450,3 +445,13 @@ class PartitionDelivery:
 
     def _in_thread(self, action: Callable[[], Result]) -> Awaitable[Result]:
         return asyncio.get_running_loop().run_in_executor(self._shared.threads, action)
+
+
+def delivered_to(intent: OffsetRange | None, stored_to: int | None) -> int | None:
+    """Everything below this offset is delivered, from the BEFORE record and the position after the table's last row,
+    read in this order; None if nothing ever was. An empty range is the record of an idle partition."""
+    if intent is None:
+        return stored_to
+    if stored_to is not None and stored_to > intent.lo:
+        return max(intent.hi, stored_to)
+    return intent.lo

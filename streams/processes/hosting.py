@@ -41,6 +41,7 @@ from streams.positions import TopicPartition
 from streams.processes.ingestion import PartitionIngestion, ingestion_threads
 from streams.processes.log_gaps import check_position, closes_gap, log_gap
 from streams.processes.log_reading import LogReading
+from streams.processes.progress import RecoveryProgress
 from streams.processes.recovery import Recovered, Recovery, Rung
 from streams.processes.recovery_orders import OrderOutcome, RecoveryOrder, RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, Snapshotter
@@ -86,6 +87,8 @@ class HostedPartition:
         self.epoch = 0
         #: How the newest recovery went; None until the first one is done.
         self.recovered: Recovered | None = None
+        #: Of the recovery and the replay under way, or of the newest one.
+        self.progress = RecoveryProgress(partition)
         self.store: PartitionStore | None = None
         #: True while queries may see the file: from just before SERVING until just after.
         self.is_visible = False
@@ -100,6 +103,8 @@ class HostedPartition:
         self._ingestion: PartitionIngestion | None = None
         self._capture: asyncio.Task[SnapshotInfo | None] | None = None
         self._targets: dict[str, int] = {}
+        #: Sum of the positions from which the log is replayed.
+        self._started = 0
         self._high_watermarks: dict[str, int] = {}
         #: topic -> id of the topic that its position is of, where it is known.
         self._topic_ids: dict[str, str] = {}
@@ -108,6 +113,7 @@ class HostedPartition:
         #: The order being carried out: until the partition serves, or shows that it cannot.
         self._order: RecoveryOrder | None = None
         self._ordered = asyncio.Event()
+        self._has_let_go = False
         self._task = asyncio.create_task(self._supervise(), name=f"partition-{partition}")
 
     @property
@@ -223,8 +229,17 @@ class HostedPartition:
         self._task.cancel()
         await asyncio.wait({self._task})
         await self._release()
+        self._has_let_go = True
         for state in PartitionState:
             telemetry.PARTITION_STATE.labels(self.partition, state).set(0)
+
+    def hurry(self) -> None:
+        """Called when `stop` takes too long: gives up the transaction in flight. The log still has its records."""
+        if self._has_let_go:
+            return
+        logger.error("partition %d is not let go of in time: its transaction is rolled back", self.partition)
+        telemetry.REVOKE_OVERRUNS.inc()
+        self._parts.store.interrupt(self.partition)
 
     async def _supervise(self) -> None:
         """Recovers and ingests; whatever breaks that is tried again from recovery on: a log gap once that is ordered,
@@ -263,7 +278,9 @@ class HostedPartition:
 
     async def _recover_and_ingest(self) -> None:
         await self._enter(PartitionState.RECOVERING)
-        recovered = await self._recover()
+        marks = await self._log.watermarks(self.topic_partitions)
+        recovered = await self._recover(marks)
+        # Anew: what was recovered may be newer than these, and a store ahead of the log counts as a gap.
         marks = await self._log.watermarks(self.topic_partitions)
         try:
             positions = await self._start_positions(recovered, marks)
@@ -282,23 +299,25 @@ class HostedPartition:
             announce=self._announce,
             threads=self._parts.threads,
         )
+        self._started = sum(self.positions.values())
+        self.progress.begin("replay", max(0, sum(self._targets.values()) - self._started), "offsets")
         await self._enter(PartitionState.REPLAYING)
         await self._reading.start({tp: self.positions[tp.topic] for tp in self.topic_partitions})
         await self._announce({})
         await self._ingestion.run()
 
-    async def _recover(self) -> Recovered:
+    async def _recover(self, marks: Mapping[TopicPartition, Watermarks]) -> Recovered:
         """As ordered, if there is an order that can be carried out; else by the ladder."""
         self._ordered.clear()
         self._order = order = await in_thread(self._parts.orders.pending, self.partition)
         try:
-            recovered = await self._parts.recovery.recover(self.partition, order)
+            recovered = await self._parts.recovery.recover(self.partition, marks, self.progress, order)
         except PintailError as error:
             if order is None or error.retriable:
                 raise
             logger.error("partition %d: recovery from %s: %s", self.partition, order.source, error)
             await self._finish_order(in_words(error))
-            recovered = await self._parts.recovery.recover(self.partition)
+            recovered = await self._parts.recovery.recover(self.partition, marks, self.progress)
         if self._order is not None and not self._order.is_begun:
             await in_thread(self._parts.orders.begin, self._order)
         return recovered
@@ -352,8 +371,10 @@ class HostedPartition:
         for topic in positions:
             lag = max(0, self._high_watermarks.get(topic, 0) - self.positions[topic])
             telemetry.LAG_RECORDS.labels(topic, self.partition).set(lag)
-        caught_up = all(self.positions[topic] >= target for topic, target in self._targets.items())
-        if self.state is PartitionState.REPLAYING and caught_up:
+        if self.state is not PartitionState.REPLAYING:
+            return
+        self.progress.reach(sum(min(self.positions[topic], to) for topic, to in self._targets.items()) - self._started)
+        if all(self.positions[topic] >= target for topic, target in self._targets.items()):
             # Visible first: an answer over the whole table must never leave out a partition that counts as SERVING.
             self.is_visible = True
             await self._host.publish_scopes()
@@ -396,9 +417,10 @@ class HostedPartition:
 class PartitionHost:
     """All partitions of this worker. Implements agents.transport.PartitionOwner and streams.ports.ServingState."""
 
-    def __init__(self, parts: HostingParts, log: PartitionLog) -> None:
+    def __init__(self, parts: HostingParts, log: PartitionLog, *, revoke_seconds_max: float = 8.0) -> None:
         self._parts = parts
         self._log = log
+        self._revoke_seconds_max = revoke_seconds_max
         self._hosted: dict[int, HostedPartition] = {}
         self._assigning = asyncio.Lock()
         self._scopes = asyncio.Lock()
@@ -426,16 +448,32 @@ class PartitionHost:
                 self._hosted[partition] = HostedPartition(partition, self, self._parts, self._log)
 
     async def revoke(self, partitions: Collection[int]) -> None:
-        """Lets go of these; when it returns their files are closed and unlocked (invariant 5).
+        """Lets go of these; when it returns their files are closed and unlocked (invariant 5). Transactions that take
+        longer than the budget are rolled back: the group waits for this worker, and forgets it after a while.
 
         Cancelled, it lets go of them all the same before it ends. Raises what closing a file raised, after every other
         one is closed."""
         async with self._assigning:
             await self._let_go(partitions)
 
+    async def leave(self) -> None:
+        """The worker ends: a last snapshot of what moved, as far as time allows, so that an owner on another machine
+        has seconds to replay; then lets go of everything. Nothing may be submitted any more."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._revoke_seconds_max):
+                await self.take_snapshots()
+        await self.revoke(list(self._hosted))
+
     async def _let_go(self, partitions: Collection[int]) -> None:
         leaving = [self._hosted.pop(partition) for partition in partitions if partition in self._hosted]
-        await all_ended([hosted.stop() for hosted in leaving])
+        loop = asyncio.get_running_loop()
+        overruns = [loop.call_later(self._revoke_seconds_max, hosted.hurry) for hosted in leaving]
+        try:
+            with telemetry.REVOKE_SECONDS.time():
+                await all_ended([hosted.stop() for hosted in leaving])
+        finally:
+            for overrun in overruns:
+                overrun.cancel()
 
     def submit(self, batch: RecordBatch) -> None:
         """Hands a fetched batch to its partition."""

@@ -18,7 +18,7 @@ from streams.positions import TopicPartition
 
 HINT = (
     "going on would lose or mix records, so the partition stopped. Restore the topic, or say what to go on from: "
-    "`pintail recover --partition {partition} --from log|snapshot:VERSION`"
+    "`pintail recover --partition {partition} --from log|clickhouse|snapshot:VERSION`"
 )
 
 

@@ -4,14 +4,18 @@
                  newest of them is kept) and the ladder goes on; so it does where nothing was ever applied, because an
                  empty file would replay the log from its beginning, which may not be where the records began
     snapshot     newest version first; every block is checked against its name, the file against its checksum
+    clickhouse   the rows that the sink delivered (processes/rebuilding.py); only where the log has lost its beginning
+                 and the sink knows more
     whole log    an empty store, which replays everything that the log still holds
 
 A good local file is used even if a snapshot is newer: replay from its offset is always right and needs no Redis. Where
 the log no longer reaches back to it, `recover_beyond` takes a snapshot that the log does reach; the file is put aside
 as `<N>.duckdb.behind-<ms>`. An operator's order (processes/recovery_orders.py) is a rung of its own, before all others
 and instead of them; what it replaces is kept as `<N>.duckdb.replaced-<ms>`, for the operator to remove. A file that is
-missing or damaged while Redis is away is no reason to silently replay the whole log: recovery waits for Redis until a
-deadline, then raises. Snapshots under another key are a configuration error, raised for the same reason.
+missing or damaged while Redis or ClickHouse is away is no reason to silently replay what the log still holds: recovery
+waits for it until a deadline, then raises; but where the log shows that there never was a record, nothing can be lost
+and nobody is waited for. Snapshots under another key, and rows that cannot come back exactly, are raised for the same
+reason.
 
 Then the assignment's epoch is claimed and written into the store. No thread of a cancelled recovery outlives it, so the
 caller can close what was opened. Called by processes/hosting.py for each assignment.
@@ -35,6 +39,7 @@ from streams.adapters.duckdb_file import FileLock, sync_folder, wal_files
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.errors import (
+    PintailError,
     RecoveryRefusedError,
     SnapshotCorruptError,
     SnapshotKeyError,
@@ -43,15 +48,19 @@ from streams.errors import (
     StoreCorruptError,
 )
 from streams.finishing import in_thread
+from streams.ports import Watermarks
 from streams.ports_snapshots import SnapshotRepository
+from streams.positions import TopicPartition
+from streams.processes.progress import RecoveryProgress
+from streams.processes.rebuilding import Rebuilding
 from streams.processes.recovery_orders import RecoveryOrder
 from streams.retry import Backoff
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-#: How long recovery waits for a Redis that is away when it cannot go on without.
-REDIS_DEADLINE_SECONDS = 120.0
+#: How long recovery waits for a Redis or a ClickHouse that is away when it cannot go on without.
+SERVER_DEADLINE_SECONDS = 120.0
 #: Blocks that are loaded and opened together: 4 MiB in memory.
 BATCH_BLOCKS = 16
 
@@ -61,6 +70,7 @@ class Rung(StrEnum):
 
     LOCAL_FILE = "local_file"
     SNAPSHOT = "snapshot"
+    CLICKHOUSE = "clickhouse"
     WHOLE_LOG = "whole_log"
 
 
@@ -86,8 +96,13 @@ class _Found:
     bytes_loaded: int = 0
 
 
+LogWatermarks = Mapping[TopicPartition, Watermarks]
+_ORDERED_RUNGS = {"snapshot": Rung.SNAPSHOT, "clickhouse": Rung.CLICKHOUSE, "log": Rung.WHOLE_LOG}
+
+
 class Recovery:
-    """Recovers partitions of one worker. Without a repository the ladder has no snapshot rung."""
+    """Recovers partitions of one worker. Without a repository the ladder has no snapshot rung, without `rebuilding` no
+    ClickHouse rung."""
 
     def __init__(
         self,
@@ -95,28 +110,40 @@ class Recovery:
         repository: SnapshotRepository | None,
         codec: SnapshotCodec | None,
         *,
-        redis_deadline_seconds: float = REDIS_DEADLINE_SECONDS,
+        rebuilding: Rebuilding | None = None,
+        server_deadline_seconds: float = SERVER_DEADLINE_SECONDS,
     ) -> None:
         assert (repository is None) == (codec is None), "a repository and a codec belong together"
         self._store = store
         self._repository = repository
         self._codec = codec
-        self._redis_deadline_seconds = redis_deadline_seconds
+        self._rebuilding = rebuilding
+        self._server_deadline_seconds = server_deadline_seconds
 
-    async def recover(self, partition: int, order: RecoveryOrder | None = None) -> Recovered:
-        """An open store for the partition, from the best rung that holds, or from the one that is ordered.
+    async def recover(
+        self,
+        partition: int,
+        log: LogWatermarks | None = None,
+        progress: RecoveryProgress | None = None,
+        order: RecoveryOrder | None = None,
+    ) -> Recovered:
+        """An open store for the partition, from the best rung that holds, or from the one that is ordered. `log` is
+        what the log holds of each of its topics; without it the log counts as whole.
 
-        Raises StoreLockedError (retriable), SnapshotStoreUnavailableError (retriable) when the deadline passed without
-        Redis, and SnapshotKeyError when the snapshots are under another key. Of an order that cannot be carried out it
-        raises what prevents it; the file is as it was."""
+        Raises StoreLockedError (retriable), SnapshotStoreUnavailableError or SinkUnavailableError (both retriable) when
+        the deadline passed without Redis or ClickHouse, SnapshotKeyError when the snapshots are under another key, and
+        InexactRowsError when ClickHouse knows more than the log but cannot give it back. Of an order that cannot be
+        carried out it raises what prevents it; then the file is as it was, or was put aside whole."""
         started = time.perf_counter()
+        log, progress = log or {}, progress or RecoveryProgress(partition)
         if order is not None:
-            found = await self._as_ordered(partition, order)
+            found = await self._as_ordered(partition, order, log, progress)
         else:
             found = (
-                await self._from_local_file(partition)
-                or await self._from_snapshot(partition)
-                or await self._from_whole_log(partition)
+                await self._from_local_file(partition, progress)
+                or await self._from_snapshot(partition, log, progress)
+                or await self._from_clickhouse(partition, log, progress)
+                or await self._from_whole_log(partition, log, progress)
             )
         return await self._opened(found, started)
 
@@ -153,11 +180,13 @@ class Recovery:
             seconds=time.perf_counter() - started,
         )
 
-    async def _as_ordered(self, partition: int, order: RecoveryOrder) -> _Found:
+    async def _as_ordered(
+        self, partition: int, order: RecoveryOrder, log: LogWatermarks, progress: RecoveryProgress
+    ) -> _Found:
         """What an operator ordered, and nothing else."""
         source, path = order.source, self._store.path_of(partition)
         logger.warning("partition %d: recovered from %s, as ordered", partition, source)
-        rung = Rung.SNAPSHOT if source.name == "snapshot" else Rung.WHOLE_LOG
+        rung = _ORDERED_RUNGS[source.name]
         if order.is_begun and path.exists():
             return _Found(await in_thread(self._store.open_partition, partition), rung, source.version)
         if source.version is not None:
@@ -167,10 +196,9 @@ class Recovery:
             store = await self._restore_instead(partition, restore, why="replaced")
             return _Found(store, rung, source.version, restore.bytes_loaded)
         if source.name == "clickhouse":
-            # The one place where the rung that rebuilds from ClickHouse plugs in, after the file is put aside.
-            raise RecoveryRefusedError("this worker cannot rebuild a partition from ClickHouse", hint="order another")
+            return await self._rebuilt_instead(partition, progress)
         await in_thread(put_aside_unlocked, path, "replaced")
-        return await self._from_whole_log(partition)
+        return await self._from_whole_log(partition, log, progress)
 
     async def _restore_instead(self, partition: int, restore: SnapshotRestore, *, why: str) -> PartitionStore:
         """Opens the version in place of the local file, which stays as it is until the version is whole."""
@@ -181,11 +209,21 @@ class Recovery:
         await in_thread(restored.replace, path)
         return await in_thread(self._store.open_partition, partition)
 
-    async def _from_local_file(self, partition: int) -> _Found | None:
+    async def _rebuilt_instead(self, partition: int, progress: RecoveryProgress) -> _Found:
+        if self._rebuilding is None:
+            raise RecoveryRefusedError("this worker has no ClickHouse", hint="set PINTAIL_CLICKHOUSE, or order another")
+        positions = await self._rebuilding.positions(partition, partial(self._patiently, partition))
+        if not positions:
+            raise RecoveryRefusedError("ClickHouse holds nothing of this partition", hint="order another")
+        await in_thread(put_aside_unlocked, self._store.path_of(partition), "replaced")
+        return await self._rebuilt(partition, positions, progress)
+
+    async def _from_local_file(self, partition: int, progress: RecoveryProgress) -> _Found | None:
         path = self._store.path_of(partition)
         if not path.exists():
             logger.info("partition %d: no local file", partition)
             return None
+        progress.begin(Rung.LOCAL_FILE, path.stat().st_size, "bytes")
         try:
             store = await in_thread(self._store.open_partition, partition)
         except StoreCorruptError as error:
@@ -194,18 +232,26 @@ class Recovery:
             return None
         if not store.next_offsets():
             logger.info("partition %d: the local file never held anything", partition)
-            await in_thread(self._store.close_partition, partition)
+            # One that holds rows all the same is left over from a rebuilding that did not end.
+            is_half_built = await in_thread(store.holds_rows)
+            await in_thread(self._discard if is_half_built else self._store.close_partition, partition)
             return None
+        progress.end()
         logger.info("partition %d: local file opened, at %s", partition, store.next_offsets())
         return _Found(store, Rung.LOCAL_FILE)
 
-    async def _from_snapshot(self, partition: int) -> _Found | None:
+    async def _from_snapshot(self, partition: int, log: LogWatermarks, progress: RecoveryProgress) -> _Found | None:
         if self._repository is None or self._codec is None:
             return None
         repository, codec = self._repository, self._codec
-        versions = await self._patiently(partition, partial(repository.versions, partition))
+        try:
+            versions = await self._patiently(partition, partial(repository.versions, partition), log)
+        except SnapshotStoreUnavailableError:
+            if _holds_records(log):
+                raise
+            return None
         for version in versions:
-            restore = SnapshotRestore(repository, codec, partition, version)
+            restore = SnapshotRestore(repository, codec, partition, version, progress)
             try:
                 await self._patiently(partition, partial(restore.to, self._store.path_of(partition)))
                 store = await in_thread(self._store.open_partition, partition)
@@ -229,9 +275,40 @@ class Recovery:
             logger.info("partition %d: no snapshot", partition)
         return None
 
-    async def _from_whole_log(self, partition: int) -> _Found:
-        logger.warning("partition %d: starts empty, everything the log holds is replayed", partition)
+    async def _from_clickhouse(self, partition: int, log: LogWatermarks, progress: RecoveryProgress) -> _Found | None:
+        cut = {source.topic for source, marks in log.items() if marks.low > 0}
+        if self._rebuilding is None or not cut:
+            return None
+        positions = await self._rebuilding.positions(partition, partial(self._patiently, partition))
+        if not cut & positions.keys():
+            logger.info("partition %d: ClickHouse knows no more than the log", partition)
+            return None
+        return await self._rebuilt(partition, positions, progress)
+
+    async def _rebuilt(self, partition: int, positions: dict[str, int], progress: RecoveryProgress) -> _Found:
+        """A store filled from ClickHouse, or none at all."""
+        assert self._rebuilding is not None
+        store = await in_thread(self._store.open_partition, partition)
+        try:
+            await self._rebuilding.fill(store, positions, progress, partial(self._patiently, partition))
+        except BaseException:
+            await in_thread(self._discard, partition)
+            raise
+        return _Found(store, Rung.CLICKHOUSE)
+
+    async def _from_whole_log(self, partition: int, log: LogWatermarks, progress: RecoveryProgress) -> _Found:
+        lost = {source.topic: marks.low for source, marks in log.items() if marks.low > 0}
+        logger.warning(
+            "partition %d: starts empty, everything the log holds is replayed%s",
+            partition,
+            f"; it no longer holds what was below {lost}" if lost else "",
+        )
+        progress.begin(Rung.WHOLE_LOG, 0, "")
         return _Found(await in_thread(self._store.open_partition, partition), Rung.WHOLE_LOG)
+
+    def _discard(self, partition: int) -> None:
+        self._store.close_partition(partition)
+        self._store.remove_partition(partition)
 
     async def _claim_epoch(self, store: PartitionStore) -> int:
         """The new assignment's epoch, above the one in the file; from the repository, if it can be reached."""
@@ -249,31 +326,43 @@ class Recovery:
         await in_thread(store.set_epoch, epoch)
         return epoch
 
-    async def _patiently(self, partition: int, action: Callable[[], Awaitable[Result]]) -> Result:
-        """Repeats `action` while Redis is away, until the deadline; then raises."""
-        deadline = time.monotonic() + self._redis_deadline_seconds
+    async def _patiently(
+        self, partition: int, action: Callable[[], Awaitable[Result]], log: LogWatermarks | None = None
+    ) -> Result:
+        """Repeats `action` while its server is away, until the deadline; then raises. With the watermarks of a log that
+        never held a record it raises at once."""
+        deadline = time.monotonic() + self._server_deadline_seconds
         backoff = Backoff(ceiling_seconds=5.0)
         while True:
             try:
                 return await action()
-            except SnapshotStoreUnavailableError as error:
+            except PintailError as error:
                 delay = backoff.next_delay_seconds()
-                if time.monotonic() + delay > deadline:
+                is_needed = log is None or _holds_records(log)
+                if not error.retriable or not is_needed or time.monotonic() + delay > deadline:
                     raise
-                logger.warning(
-                    "partition %d has no local file and waits for its snapshots: %s; again in %.1f s",
-                    partition,
-                    error,
-                    delay,
-                )
+                logger.warning("partition %d has no local file and waits: %s; again in %.1f s", partition, error, delay)
                 await asyncio.sleep(delay)
+
+
+def _holds_records(log: LogWatermarks) -> bool:
+    """False if the log shows that none of the topics ever had a record."""
+    return not log or any(marks.high > 0 for marks in log.values())
 
 
 class SnapshotRestore:
     """One version of one partition, turned back into a file, or only checked."""
 
-    def __init__(self, repository: SnapshotRepository, codec: SnapshotCodec, partition: int, version: int) -> None:
+    def __init__(
+        self,
+        repository: SnapshotRepository,
+        codec: SnapshotCodec,
+        partition: int,
+        version: int,
+        progress: RecoveryProgress | None = None,
+    ) -> None:
         self.bytes_loaded = 0
+        self._progress = progress or RecoveryProgress(partition)
         self._repository = repository
         self._codec = codec
         self._partition = partition
@@ -313,11 +402,13 @@ class SnapshotRestore:
         manifest = await self.manifest()
         self.bytes_loaded, written = 0, 0
         faults: dict[str, str] = {}
+        self._progress.begin("snapshot", manifest.file_bytes, "bytes")
         for start in range(0, len(manifest.blocks), BATCH_BLOCKS):
             names = manifest.blocks[start : start + BATCH_BLOCKS]
             sealed = await self._repository.load_blocks(self._partition, frozenset(names))
             self.bytes_loaded += sum(map(len, sealed.values()))
             written += await in_thread(self._open_batch, names, sealed, write, faults)
+            self._progress.reach(written)
         if faults:
             raise SnapshotCorruptError(
                 f"snapshot version {self._version} of partition {self._partition} lacks {len(faults)} of "

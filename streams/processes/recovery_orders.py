@@ -46,7 +46,7 @@ class RecoverySource:
             return cls("snapshot", int(match[1]))
         raise ConfigurationError(
             f"a partition cannot be recovered from {text!r}",
-            hint="write log or snapshot:VERSION (`pintail snapshots list` shows the versions)",
+            hint="write log, clickhouse or snapshot:VERSION (`pintail snapshots list` shows the versions)",
         )
 
     def __str__(self) -> str:

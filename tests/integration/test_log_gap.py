@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.errors import QueryRefusedError
-from tests.conftest import Servers
+from tests.conftest import Servers, unique_name
 from tests.system import System, running_system
 from tests.waiting import wait_for
 
 TABLES = {
+    "seats": """
+        CREATE TABLE seats (id INTEGER PRIMARY KEY, taken BOOLEAN, at TIMESTAMP)
+        WITH (topic = '{prefix}.seats', partitions = 2)
+    """,
     "events": """
         CREATE TABLE events (number INTEGER) WITH (topic = '{prefix}.events', partitions = 2)
-    """
+    """,
 }
 
 
@@ -28,18 +36,20 @@ def system(tmp_path: Path, servers: Servers) -> Iterator[System]:
     with running_system(
         tmp_path,
         TABLES,
-        **servers,
+        kafka=servers["kafka"],
+        redis_url=servers["redis_url"],
+        clickhouse_url=f"{servers['clickhouse_url']}/{unique_name('db')}",
         sink_workers=1,
         environment={"PINTAIL_SNAPSHOT_INTERVAL_SECONDS": "1"},
     ) as system:
         yield system
 
 
-def failed(system: System, kind: str) -> dict[str, Any]:
-    """The report of partition 0 once it is FAILED."""
+def failed(system: System, kind: str, partition: int = 0) -> dict[str, Any]:
+    """The report of the partition once it is FAILED."""
 
     def look() -> dict[str, Any] | None:
-        state = system.partitions_of("store-0").get("0", {})
+        state = system.partitions_of("store-0").get(str(partition), {})
         return state if state.get("state") == "failed" else None
 
     return wait_for(look, f"the store says so: {kind}")
@@ -112,14 +122,53 @@ def recreate_and_recover(system: System) -> None:
         position = system.publish(topic, json.dumps({"number": number}), partition=0)
     assert system.query_after(position, "SELECT count(*) FROM events").rows == [(3,)]
     admin = AdminClient({"bootstrap.servers": system.settings.kafka})
+    process = system.stack.process("store-0").pid
+    assert process is not None
+    os.kill(process, signal.SIGSTOP)  # it must not see the topic while that is empty: then its offsets would not fit
     admin.delete_topics([topic])[topic].result(timeout=30)
     wait_for(lambda: topic not in admin.list_topics(timeout=30).topics, "the topic is gone")
     admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(timeout=30)
     for number in range(100, 110):
         system.publish(topic, json.dumps({"number": number}), partition=0)
+    os.kill(process, signal.SIGCONT)
 
-    assert "was deleted and created anew" in failed(system, "recreated")["failure"]
-    done = system.pintail("recover", "--partition", "0", "--from", "log")
-    assert done.returncode == 0, done.stderr
+    for partition in (0, 1):
+        assert "was deleted and created anew" in failed(system, "recreated", partition)["failure"]
+        done = system.pintail("recover", "--partition", str(partition), "--from", "log")
+        assert done.returncode == 0, done.stderr
     answer = system.client.query("SELECT min(number), count(*) FROM events WHERE _partition = 0")
     assert answer.rows == [(100, 10)]
+
+
+def test_a_lost_disk_without_snapshots_comes_back_from_clickhouse_where_the_log_has_lost_its_beginning(
+    system: System,
+) -> None:
+    events, seats = (f"{system.settings.application}.{name}" for name in ("events", "seats"))
+    for number in range(30):
+        seat = {"id": number % 7, "taken": number % 2 == 0, "at": f"2026-01-01T00:00:{number:02d}"}
+        seat_at = system.publish(
+            seats, None if number % 5 == 4 else json.dumps(seat), key=json.dumps(seat["id"]), partition=0
+        )
+        position = system.publish(events, json.dumps({"number": number}), partition=0)
+    everything = "SELECT (SELECT list(e ORDER BY number) FROM events e), (SELECT list(s ORDER BY id) FROM seats s)"
+    delivered = {f"{events}[0]": 30, f"{seats}[0]": 30}
+
+    def all_delivered() -> bool:
+        next_offsets = {name: each["next_offset"] for name, each in system.partitions_of("sink-0").items()}
+        return next_offsets.items() >= delivered.items()
+
+    wait_for(all_delivered, "all delivered")
+    before = system.query_after_all([position, seat_at], everything).rows
+    system.stack.stop_process("store-0")
+    admin = AdminClient({"bootstrap.servers": system.settings.kafka})
+    cuts = [TopicPartition(events, 0, 25), TopicPartition(seats, 0, 28)]
+    for result in admin.delete_records(cuts).values():
+        result.result(timeout=30)
+    shutil.rmtree(system.stack.data_dir / "stores" / "store-0")
+    with redis.Redis.from_url(system.settings.redis) as client:
+        client.delete(*client.keys(f"{{{system.settings.application}:0}}:*"))
+    system.stack.process("store-0").start()
+
+    recovered = wait_for(lambda: system.partitions_of("store-0").get("0", {}).get("recovered"), "recovered")
+    assert recovered["rung"] == "clickhouse"
+    assert system.query_after_all([position, seat_at], everything).rows == before

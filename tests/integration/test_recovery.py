@@ -16,6 +16,8 @@ from streams.adapters.memory_snapshots import MemorySnapshotRepository
 from streams.adapters.redis_snapshots import RedisSnapshotRepository
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.errors import SnapshotCorruptError, SnapshotKeyError, SnapshotStoreUnavailableError, StoreLockedError
+from streams.ports import Watermarks
+from streams.positions import TopicPartition
 from streams.processes.recovery import Recovery, Rung, SnapshotRestore
 from streams.processes.snapshotting import Snapshotter
 from tests.redis_server import RedisServer
@@ -345,7 +347,7 @@ class TestWithoutRedis:
         else:
             damage_file(stores)
         with pytest.raises(SnapshotStoreUnavailableError) as outage:
-            await Recovery(stores, away, CODEC, redis_deadline_seconds=0.3).recover(P)
+            await Recovery(stores, away, CODEC, server_deadline_seconds=0.3).recover(P)
         assert outage.value.retriable
         assert not stores.path_of(P).exists()
 
@@ -364,9 +366,23 @@ class TestWithoutRedis:
         hashes = await snapshot_versions(stores.open_partition(P), repository, 1)
         lose_disk(stores)
         async with WatchedRepository(server.url, application="test", timeout_seconds=0.5) as watched:
-            recovering = asyncio.create_task(Recovery(stores, watched, CODEC, redis_deadline_seconds=30).recover(P))
+            recovering = asyncio.create_task(Recovery(stores, watched, CODEC, server_deadline_seconds=30).recover(P))
             await watched.tried.wait()
             await asyncio.to_thread(server.start)
             recovered = await recovering
         assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 1)
         assert recovered.store.content_hash() == hashes[0]
+
+    async def test_a_partition_that_never_had_a_record_needs_no_redis(
+        self, stores: DuckDBStore, away: RedisSnapshotRepository
+    ) -> None:
+        topics = [TopicPartition(table.topic, P) for table in (PLAYERS, MOVES)]
+        stores.open_partition(P)
+        stores.close_partition(P)
+        recovery = Recovery(stores, away, CODEC)
+        recovered = await recovery.recover(P, dict.fromkeys(topics, Watermarks(0, 0)))
+        assert recovered.rung is Rung.WHOLE_LOG
+        stores.close_partition(P)
+        marks = {topics[0]: Watermarks(0, 0), topics[1]: Watermarks(7, 7)}
+        with pytest.raises(SnapshotStoreUnavailableError):
+            await Recovery(stores, away, CODEC, server_deadline_seconds=0.3).recover(P, marks)

@@ -272,6 +272,57 @@ async def test_a_snapshot_that_fails_costs_neither_the_next_partition_its_own_no
     assert telemetry.SNAPSHOT_FAILURES.labels(0)._value.get() == before + 1
 
 
+async def test_a_revoke_over_budget_rolls_back_the_transaction_in_flight(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await worker.serve(0)
+    store = worker.hosted().store
+    assert store is not None
+    monkeypatch.setattr(worker.host, "_revoke_seconds_max", 0.01)
+    reached, given_up = threading.Event(), threading.Event()
+    enter = store._enter
+    interrupt = store.interrupt
+
+    def enter_slowly(entries: Any) -> list[str]:
+        reached.set()
+        assert given_up.wait(SECONDS_MAX), "the revoke never hurried"
+        return enter(entries)
+
+    def interrupt_and_tell() -> None:
+        interrupt()
+        given_up.set()
+
+    monkeypatch.setattr(store, "_enter", enter_slowly)
+    monkeypatch.setattr(store, "interrupt", interrupt_and_tell)
+    overruns = telemetry.REVOKE_OVERRUNS._value.get()
+    worker.submit(0, 1)
+    await asyncio.to_thread(reached.wait, SECONDS_MAX)
+    await worker.host.revoke([0])
+    assert telemetry.REVOKE_OVERRUNS._value.get() == overruns + 1
+    assert worker.is_unlocked(0)
+    await worker.serve(0)
+    assert worker.log.reads == [(TP, 0), (TP, 0)], "what was rolled back is read again"
+
+
+async def test_a_worker_that_ends_publishes_a_last_snapshot_within_its_budget(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await worker.serve(0, 1)
+    await worker.host.leave()
+    assert worker.snapshotter.taken == [0, 1]
+    assert worker.host.hosted() == {}
+
+    async def take(store: PartitionStore, epoch: int) -> None:
+        del store, epoch
+        await asyncio.Event().wait()  # as while Redis hangs
+
+    monkeypatch.setattr(worker.snapshotter, "take", take)
+    monkeypatch.setattr(worker.host, "_revoke_seconds_max", 0.01)
+    await worker.serve(0, 1)
+    await worker.host.leave()
+    assert all(worker.is_unlocked(partition) for partition in (0, 1))
+
+
 async def test_a_retention_sweep_that_fails_costs_neither_the_next_partition_its_own_nor_the_worker_its_timer(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.catalog import Catalog
 from streams import telemetry
-from streams.adapters.duckdb_store import DuckDBStore
+from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.memory_snapshots import MemorySnapshotRepository
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.errors import ConfigurationError, LogGapError, LogGapKind
@@ -273,6 +273,25 @@ async def test_an_order_that_cannot_be_carried_out_changes_nothing_and_says_why(
     assert worker.kept("replaced") == []
 
 
+async def test_a_log_that_grew_while_the_store_was_recovered_is_no_gap(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await worker.assign()
+    await worker.publish(0, 1)
+    await worker.host.revoke([0])
+    worker.log.marks[TP] = Watermarks(0, 1, "a")  # before the last record came
+    open_partition = worker.store.open_partition
+
+    def open_late(partition: int) -> PartitionStore:
+        worker.log.marks[TP] = Watermarks(0, 2, "a")
+        return open_partition(partition)
+
+    monkeypatch.setattr(worker.store, "open_partition", open_late)
+    await worker.assign()
+    assert worker.hosted.state is PartitionState.SERVING
+    assert worker.numbers() == [0, 1]
+
+
 async def test_an_order_that_was_begun_before_a_crash_is_gone_on_with(worker: Worker) -> None:
     await worker.assign()
     await worker.publish(0, 1)
@@ -280,7 +299,7 @@ async def test_an_order_that_was_begun_before_a_crash_is_gone_on_with(worker: Wo
     await worker.host.revoke([0])
     order = RecoveryOrder(0, RecoverySource("log"))
     worker.orders.place(order)
-    await Recovery(worker.store, worker.repository, CODEC).recover(0, order)
+    await Recovery(worker.store, worker.repository, CODEC).recover(0, order=order)
     worker.orders.begin(order)
     worker.store.close_partition(0)
     worker.log.marks[TP] = Watermarks(2, 2, "a")

@@ -1,0 +1,101 @@
+"""A consumer that drops out of its group without a word ends its worker; one that only waits does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaError
+
+from agents.group_watch import SILENT_CHECKS_MAX, GroupWatch
+from streams.errors import GroupSilentError
+
+
+class Coordinator:
+    """What GroupWatch sees of aiokafka's GroupCoordinator."""
+
+    def __init__(self) -> None:
+        self.group_id = "pintail-store"
+        self.generation = 7
+        self.coordinator_id: int | None = 0
+        self.answers = True
+        self.errors: list[Exception] = []
+        self._coordination_task = asyncio.create_task(asyncio.Event().wait())
+
+    async def _do_heartbeat(self) -> bool:
+        return self.answers
+
+    def check_errors(self) -> None:
+        if self.errors:
+            raise self.errors.pop()
+
+
+@pytest.fixture
+async def coordinator() -> AsyncIterator[Coordinator]:
+    coordinator = Coordinator()
+    yield coordinator
+    coordinator._coordination_task.cancel()
+
+
+def keep_silent(watch: GroupWatch, checks: int) -> None:
+    for _ in range(checks):
+        watch.check()
+
+
+async def test_silence_ends_the_worker_and_names_the_group(coordinator: Coordinator) -> None:
+    watch = GroupWatch(coordinator)
+    keep_silent(watch, SILENT_CHECKS_MAX)
+    with pytest.raises(GroupSilentError, match="pintail-store"):
+        watch.check()
+
+
+async def test_heartbeats_that_succeed_are_signs_of_life_and_others_are_not(coordinator: Coordinator) -> None:
+    watch = GroupWatch(coordinator)
+    keep_silent(watch, SILENT_CHECKS_MAX)
+    assert await coordinator._do_heartbeat()
+    keep_silent(watch, SILENT_CHECKS_MAX)
+    coordinator.answers = False
+    assert not await coordinator._do_heartbeat()
+    with pytest.raises(GroupSilentError):
+        watch.check()
+
+
+async def test_a_generation_that_was_joined_is_a_sign_of_life(coordinator: Coordinator) -> None:
+    watch = GroupWatch(coordinator)
+    for generation in range(3):
+        coordinator.generation = generation
+        keep_silent(watch, SILENT_CHECKS_MAX)
+
+
+async def test_while_aiokafka_looks_for_the_coordinator_nobody_is_silent(coordinator: Coordinator) -> None:
+    watch = GroupWatch(coordinator)
+    coordinator.coordinator_id = None
+    keep_silent(watch, 3 * SILENT_CHECKS_MAX)
+
+
+async def test_a_parked_error_is_picked_up_so_that_the_member_joins_again(
+    coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    coordinator.errors.append(KafkaError("no permission"))
+    GroupWatch(coordinator).check()
+    assert coordinator.errors == []
+    assert "no permission" in caplog.text
+
+
+async def test_a_group_task_that_has_ended_ends_the_worker_at_once(coordinator: Coordinator) -> None:
+    watch = GroupWatch(coordinator)
+    coordinator._coordination_task.cancel()
+    await asyncio.wait({coordinator._coordination_task})
+    with pytest.raises(GroupSilentError, match="has ended"):
+        watch.check()
+
+
+def test_aiokafka_has_what_is_watched() -> None:
+    coordinator: Any = GroupCoordinator.__new__(GroupCoordinator)
+    assert callable(coordinator._do_heartbeat)
+    assert callable(coordinator.check_errors)
+    fields = GroupCoordinator.__init__.__code__.co_names
+    assert {"_coordination_task", "coordinator_id", "generation", "group_id"} <= set(fields)
