@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from agents.app import PintailApp, log_options, record_decoder
@@ -27,14 +28,17 @@ from streams.errors import SnapshotStoreUnavailableError
 from streams.finishing import in_thread
 from streams.positions import TopicPartition
 from streams.processes.answering import QueryService
+from streams.processes.drill import drill_newest
 from streams.processes.hosting import HostingParts, PartitionHost, PartitionState
 from streams.processes.rebuilding import Rebuilding
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.recovery_orders import RecoveryOrders
-from streams.processes.snapshotting import SnapshotInfo, Snapshotter
+from streams.processes.snapshotting import SnapshotInfo, SnapshotSchedule, Snapshotter
 
 logger = logging.getLogger(__name__)
 
+SNAPSHOT_CHECK_SECONDS = 1.0
+DRILL_CHECK_SECONDS = 1.0
 RETENTION_SWEEP_SECONDS = 60.0
 ORDERS_CHECK_SECONDS = 1.0
 LOG_CHECK_SECONDS = 10.0
@@ -94,10 +98,16 @@ def store_app(settings: Settings) -> PintailApp:
         catalog=catalog,
         store=store,
         recovery=Recovery(store, repository, codec, rebuilding=rebuilding),
-        snapshotter=Snapshotter(repository, codec, versions_kept=settings.snapshots_kept),
+        snapshotter=Snapshotter(
+            repository, codec, versions_kept=settings.snapshots_kept, hours_kept=settings.snapshot_hours_kept
+        ),
         decoder=record_decoder(catalog, settings),
         dead_letters=dead_letters,
         orders=RecoveryOrders(settings.store_dir),
+        snapshot_schedule=SnapshotSchedule(
+            interval_seconds=settings.snapshot_interval_seconds, after_bytes=settings.snapshot_after_bytes
+        ),
+        drill=partial(drill_newest, repository, codec, catalog, settings.data_dir / "drills"),
     )
     host = PartitionHost(parts, app.log_reader, revoke_seconds_max=settings.revoke_seconds_max)
     request_log = LogConsumer(
@@ -159,10 +169,16 @@ def store_app(settings: Settings) -> PintailApp:
         async for batch in batches:
             host.submit(batch)
 
-    @app.timer(settings.snapshot_interval_seconds)  # type: ignore[untyped-decorator]
+    @app.timer(min(SNAPSHOT_CHECK_SECONDS, settings.snapshot_interval_seconds))  # type: ignore[untyped-decorator]
     async def snapshot() -> None:
-        """Publishes an incremental snapshot of every partition that moved."""
-        await host.take_snapshots()
+        """Publishes an incremental snapshot of every partition that moved and is due."""
+        await host.take_due_snapshots()
+
+    @app.timer(DRILL_CHECK_SECONDS)  # type: ignore[untyped-decorator]
+    async def rehearse() -> None:
+        """Proves now and then that a partition's newest snapshot can be restored."""
+        if settings.snapshot_drill_interval_seconds:
+            await host.drill_next(settings.snapshot_drill_interval_seconds)
 
     @app.timer(RETENTION_SWEEP_SECONDS)  # type: ignore[untyped-decorator]
     async def retain() -> None:

@@ -5,11 +5,13 @@ refuses a newer one. Times are milliseconds since the epoch, sizes bytes.
 
     {"format": 1, "partition": 3, "version": 17, "epoch": 9, "created_at_ms": 1764000000000,
      "next_offsets": {"flights": 84194}, "schema_versions": {"flights": 1}, "duckdb_version": "1.5.6",
-     "file_bytes": 21508096, "content_bytes": 20971520, "checksum": "5d0c...", "blocks": ["a41f...", ...]}
+     "file_bytes": 21508096, "content_bytes": 20971520, "checksum": "5d0c...", "blocks": ["a41f...", ...],
+     "content_hash": "77e1..."}
 
 The file is the blocks in order: first its header area, then blocks of the database's own size; only the last may be
 short. A block's name is the keyed hash of its content, so equal blocks share a name and are stored once. `checksum` is
 the keyed hash of `file_bytes` and all names in order: with every block checked against its name, it covers the file.
+`content_hash` is that of the store's rows and offsets at that moment, for drills; most versions go without.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Manifest:
     content_bytes: int
     checksum: str
     blocks: tuple[str, ...]
+    #: PartitionStore.content_hash of what was captured; None if nobody computed it.
+    content_hash: str | None = None
 
     @property
     def block_names(self) -> frozenset[str]:
@@ -50,7 +54,10 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The documented format."""
-        return orjson.dumps({"format": MANIFEST_FORMAT, **asdict(self)})
+        fields = asdict(self)
+        if self.content_hash is None:
+            del fields["content_hash"]
+        return orjson.dumps({"format": MANIFEST_FORMAT, **fields})
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:

@@ -109,12 +109,26 @@ class Settings(BaseSettings):
     query_concurrency_max: int = Field(default=4, ge=1, description="Queries that one worker runs at once")
 
     # Snapshots
-    snapshot_key: SecretStr = Field(default=SecretStr(""), description="AES-256 key, 64 hexadecimal digits")
-    snapshot_key_file: Path | None = Field(default=None, description="File with the AES-256 key, if no key is given")
+    snapshot_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="AES-256 key, 64 hexadecimal digits; older keys behind it, with commas, open what they sealed",
+    )
+    snapshot_key_file: Path | None = Field(
+        default=None, description="File with the AES-256 key, if no key is given; older keys on lines of their own"
+    )
     snapshot_interval_seconds: float = Field(
         default=30.0, gt=0, description="How often partitions that moved are snapshotted"
     )
-    snapshots_kept: int = Field(default=3, ge=1, description="Versions kept in Redis, per partition")
+    snapshot_after_bytes: int = Field(
+        default=256 * MIB, ge=MIB, description="Bytes of new records after which a partition is snapshotted sooner"
+    )
+    snapshots_kept: int = Field(default=3, ge=1, description="Newest versions kept in Redis, per partition")
+    snapshot_hours_kept: int = Field(
+        default=0, ge=0, description="Past hours of which the newest version is kept besides, per partition"
+    )
+    snapshot_drill_interval_seconds: float = Field(
+        default=86_400.0, ge=0, description="How often a partition's newest snapshot is restored as a drill; 0 is never"
+    )
     snapshot_unsafe_redis_allowed: bool = Field(
         default=False, description="Accept a Redis that evicts or does not persist"
     )
@@ -129,8 +143,7 @@ class Settings(BaseSettings):
     @field_validator("snapshot_key")
     @classmethod
     def _snapshot_key_is_aes256(cls, key: SecretStr) -> SecretStr:
-        text = key.get_secret_value()
-        if text:
+        for text in _keys_in(key):
             try:
                 length = len(bytes.fromhex(text))
             except ValueError:
@@ -190,6 +203,11 @@ class Settings(BaseSettings):
         """The value of a setting, fit to be shown."""
         value = getattr(self, name)
         return redacted(value) if name in URL_SETTINGS else value
+
+    @property
+    def snapshot_keys(self) -> list[bytes]:
+        """The key that seals snapshots, then older ones."""
+        return [bytes.fromhex(text) for text in _keys_in(self.snapshot_key)]
 
     @property
     def query_topic(self) -> str:
@@ -297,6 +315,10 @@ def _did_you_mean(name: str) -> str:
     plain = name.lower().removeprefix(ENVIRONMENT_PREFIX.lower())
     near = get_close_matches(plain, list(Settings.model_fields), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _keys_in(key: SecretStr) -> list[str]:
+    return key.get_secret_value().replace(",", " ").split()
 
 
 def _read_key(path: Path) -> SecretStr:

@@ -74,9 +74,10 @@ class SnapshotRepository(Protocol):
         """The sealed blocks; those that are not stored are absent from the result."""
         ...
 
-    async def retire(self, partition: int, *, keep: int) -> int:
-        """Forgets all but the newest `keep` (at least 1) versions, in one step. Blocks that no kept version needs get
-        the grace time; returns how many. Never touches a block that a kept version needs."""
+    async def retire(self, partition: int, versions: Collection[int]) -> int:
+        """Forgets these versions, but never the newest one, in one step. Blocks that no kept version needs get the
+        grace time; returns how many. Never touches a block that a kept version needs, so that an owner who was
+        replaced can do no harm with it."""
         ...
 
     async def memory_bytes(self, partition: int) -> int:

@@ -32,6 +32,17 @@ RECOVERY_PROGRESS = Gauge(
 )
 SNAPSHOT_SECONDS = Histogram("pintail_snapshot_seconds", "Duration of a snapshot", buckets=LATENCY_BUCKETS)
 SNAPSHOT_BYTES = Counter("pintail_snapshot_bytes_sent", "Encoded bytes sent to Redis", ["partition"])
+SNAPSHOT_MEMORY_BYTES = Gauge(
+    "pintail_snapshot_memory_bytes", "Memory of Redis that the versions kept occupy", ["partition"]
+)
+DRILL_SUCCESS = Gauge(
+    "pintail_snapshot_drill_success_timestamp_seconds",
+    "When a restored snapshot last held what it should, in seconds since the epoch",
+    ["partition"],
+)
+DRILL_FAILURES = Counter(
+    "pintail_snapshot_drill_failures", "Drills in which a snapshot did not come back as it was", ["partition"]
+)
 SNAPSHOT_FAILURES = Counter("pintail_snapshot_failures", "Snapshots that could not be published", ["partition"])
 PARTITION_FAULTS = Counter("pintail_partition_faults", "Faults that made a partition recover anew", ["partition"])
 LOG_GAPS = Counter(

@@ -115,12 +115,11 @@ class MemorySnapshotRepository:
         living = self._living(partition)
         return {name: living[name].sealed for name in names if name in living}
 
-    async def retire(self, partition: int, *, keep: int) -> int:
+    async def retire(self, partition: int, versions: Collection[int]) -> int:
         """See the port."""
-        assert keep >= 1
-        kept = (await self.versions(partition))[:keep]
         living = self._living(partition)
         state = self._partitions[partition]
+        kept = [version for version in state.manifests if version == state.newest or version not in versions]
         needed = frozenset[str]().union(*(state.members[version] for version in kept))
         retired = frozenset[str]().union(*(state.members[version] for version in state.members.keys() - set(kept)))
         for name in (dead := (retired - needed) & living.keys()):

@@ -97,22 +97,25 @@ redis.call('HSET', KEYS[1], 'epoch', epoch, 'version', version)
 return {'published'}
 """
 
-# KEYS: versions. ARGV: versions to keep, grace in ms, prefixes of manifest, members and block keys.
+# KEYS: versions. ARGV: grace in ms, prefixes of manifest, members and block keys, versions to retire...
 _RETIRE = """
-local kept = redis.call('ZREVRANGE', KEYS[1], 0, ARGV[1] - 1)
-local retired = redis.call('ZREVRANGE', KEYS[1], ARGV[1], -1)
-local needed, dead = {}, 0
-for _, version in ipairs(kept) do
-    for _, name in ipairs(redis.call('SMEMBERS', ARGV[4] .. version)) do needed[name] = true end
+local unwanted, retired, needed, dead = {}, {}, {}, 0
+for argument = 5, #ARGV do unwanted[ARGV[argument]] = true end
+for place, version in ipairs(redis.call('ZREVRANGE', KEYS[1], 0, -1)) do
+    if place > 1 and unwanted[version] then
+        retired[#retired + 1] = version
+    else
+        for _, name in ipairs(redis.call('SMEMBERS', ARGV[3] .. version)) do needed[name] = true end
+    end
 end
 for _, version in ipairs(retired) do
-    for _, name in ipairs(redis.call('SMEMBERS', ARGV[4] .. version)) do
+    for _, name in ipairs(redis.call('SMEMBERS', ARGV[3] .. version)) do
         if not needed[name] then
             needed[name] = true
-            dead = dead + redis.call('PEXPIRE', ARGV[5] .. name, ARGV[2])
+            dead = dead + redis.call('PEXPIRE', ARGV[4] .. name, ARGV[1])
         end
     end
-    redis.call('DEL', ARGV[3] .. version, ARGV[4] .. version)
+    redis.call('DEL', ARGV[2] .. version, ARGV[3] .. version)
     redis.call('ZREM', KEYS[1], version)
 end
 return dead
@@ -276,13 +279,12 @@ class RedisSnapshotRepository:
                             found[name] = b"".join(pieces[number] for number in sorted(pieces, key=int))
         return found
 
-    async def retire(self, partition: int, *, keep: int) -> int:
+    async def retire(self, partition: int, versions: Collection[int]) -> int:
         """See the port."""
-        assert keep >= 1
         prefixes = [self._key(partition, f"{kind}:") for kind in ("manifest", "members", "block")]
         with self._errors_translated():
             return int(
-                await self._retire(keys=[self._key(partition, "versions")], args=[keep, self._grace_ms, *prefixes])
+                await self._retire(keys=[self._key(partition, "versions")], args=[self._grace_ms, *prefixes, *versions])
             )
 
     async def memory_bytes(self, partition: int) -> int:

@@ -6,7 +6,8 @@
 The associated data binds the header to the place: application, partition, and block name or version; so a sealed piece
 moved elsewhere does not open. Nonces are random: derived from content, one would repeat with another plaintext as soon
 as the compressor's version changes. Encryption, names and key id use keys of their own, derived with HKDF from
-`snapshot_key`. Pure and thread-safe; snapshotting, recovery and the command line call it from worker threads.
+`snapshot_key`. Of several keys the first one seals, and each opens what it sealed; equal blocks have another name under
+each key, so no version mixes keys. Pure and thread-safe; called from worker threads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import lz4.frame
@@ -39,34 +41,60 @@ OVERHEAD_BYTES = _HEADER_BYTES + _NONCE_BYTES + 16
 _NAME_BYTES = 20
 
 
-class SnapshotCodec:
-    """Names, seals and opens under one key, for one application."""
+@dataclass(frozen=True)
+class _Key:
+    """What is derived from one `snapshot_key`."""
 
-    def __init__(self, key: bytes, *, application: str) -> None:
+    key_id: bytes
+    cipher: AESGCM = field(repr=False)
+    name_key: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, key: bytes) -> _Key:
         assert len(key) == 32, "AES-256"
-        self._cipher = AESGCM(_derived(key, "encryption", 32))
-        self._name_key = _derived(key, "names", 32)
-        self._key_id = _derived(key, "key id", _KEY_ID_BYTES)
+        return cls(
+            key_id=_derived(key, "key id", _KEY_ID_BYTES),
+            cipher=AESGCM(_derived(key, "encryption", 32)),
+            name_key=_derived(key, "names", 32),
+        )
+
+    def hash_of(self, purpose: bytes, data: bytes) -> str:
+        return hmac.digest(self.name_key, purpose + b"\0" + data, "sha256")[:_NAME_BYTES].hex()
+
+    def file_checksum(self, file_bytes: int, names: Iterable[str]) -> str:
+        return self.hash_of(b"file", b"%d\n" % file_bytes + "\n".join(names).encode())
+
+
+class SnapshotCodec:
+    """Names, seals and opens for one application, under one key, or opens under older ones as well."""
+
+    def __init__(self, key: bytes, *older_keys: bytes, application: str) -> None:
+        self._key = _Key.of(key)
+        self._keys = {each.key_id: each for each in map(_Key.of, (*older_keys, key))}
         self._application = application
 
     @classmethod
     def from_settings(cls, settings: Settings) -> SnapshotCodec:
         """Raises ConfigurationError when no key is set."""
         settings.require("snapshot_key")
-        return cls(bytes.fromhex(settings.snapshot_key.get_secret_value()), application=settings.application)
+        return cls(*settings.snapshot_keys, application=settings.application)
 
     @property
     def key_id(self) -> str:
-        """Tells keys apart without revealing them."""
-        return self._key_id.hex()
+        """Tells keys apart without revealing them: the id of the one that seals."""
+        return self._key.key_id.hex()
+
+    def key_id_of(self, sealed: bytes) -> str:
+        """The id of the key under which something was sealed; meaningless for what is damaged."""
+        return sealed[_HEADER_BYTES - _KEY_ID_BYTES : _HEADER_BYTES].hex()
 
     def name_of(self, block: bytes) -> str:
         """The content address of a block, in hexadecimal digits."""
-        return self._keyed_hash(b"block", block)
+        return self._key.hash_of(b"block", block)
 
     def file_checksum(self, file_bytes: int, names: Iterable[str]) -> str:
         """The keyed hash of a file's size and of its blocks' names in order; needs no second pass over the file."""
-        return self._keyed_hash(b"file", b"%d\n" % file_bytes + "\n".join(names).encode())
+        return self._key.file_checksum(file_bytes, names)
 
     def seal_block(self, partition: int, name: str, block: bytes) -> bytes:
         """The stored form of a block whose name is `name`; differs from call to call."""
@@ -76,8 +104,8 @@ class SnapshotCodec:
     def open_block(self, partition: int, name: str, sealed: bytes) -> bytes:
         """The block, checked against its name. Raises SnapshotCorruptError or SnapshotKeyError."""
         blocks = frozenset({name})
-        block = self._open(self._block_place(partition, name), sealed, what=f"block {name}", blocks=blocks)
-        if not hmac.compare_digest(self.name_of(block), name):
+        block, key = self._open(self._block_place(partition, name), sealed, what=f"block {name}", blocks=blocks)
+        if not hmac.compare_digest(key.hash_of(b"block", block), name):
             _raise_damaged(f"block {name}", "its content does not have that name", blocks)
         return block
 
@@ -88,14 +116,14 @@ class SnapshotCodec:
     def open_manifest(self, partition: int, version: int, sealed: bytes) -> Manifest:
         """The manifest, with its checksum checked. Raises SnapshotCorruptError or SnapshotKeyError."""
         what = f"manifest of version {version} of partition {partition}"
-        data = self._open(self._manifest_place(partition, version), sealed, what=what)
+        data, key = self._open(self._manifest_place(partition, version), sealed, what=what)
         try:
             manifest = Manifest.from_json(data)
         except ValueError as error:
             raise SnapshotCorruptError(
                 f"the {what} cannot be read: {error}", hint="it was written by another version of Pintail; use that one"
             ) from None
-        if manifest.checksum != self.file_checksum(manifest.file_bytes, manifest.blocks):
+        if manifest.checksum != key.file_checksum(manifest.file_bytes, manifest.blocks):
             _raise_damaged(what, "its checksum does not match its blocks")
         return manifest
 
@@ -103,11 +131,14 @@ class SnapshotCodec:
         packed, packing = lz4.frame.compress(content), _LZ4
         if len(packed) >= len(content):
             packed, packing = content, _RAW
-        header = _MAGIC + bytes((_FORMAT, packing)) + self._key_id
+        header = _MAGIC + bytes((_FORMAT, packing)) + self._key.key_id
         nonce = os.urandom(_NONCE_BYTES)
-        return header + nonce + self._cipher.encrypt(nonce, packed, header + place)
+        return header + nonce + self._key.cipher.encrypt(nonce, packed, header + place)
 
-    def _open(self, place: bytes, sealed: bytes, *, what: str, blocks: frozenset[str] = frozenset()) -> bytes:
+    def _open(
+        self, place: bytes, sealed: bytes, *, what: str, blocks: frozenset[str] = frozenset()
+    ) -> tuple[bytes, _Key]:
+        """The content, and the key that sealed it."""
         header, nonce = sealed[:_HEADER_BYTES], sealed[_HEADER_BYTES : _HEADER_BYTES + _NONCE_BYTES]
         if len(sealed) < OVERHEAD_BYTES or not header.startswith(_MAGIC):
             _raise_damaged(what, "it does not start like a sealed piece", blocks)
@@ -117,19 +148,18 @@ class SnapshotCodec:
                 hint="restore with the version of Pintail that wrote it",
                 blocks=blocks,
             )
-        if (key_id := header[6:]) != self._key_id:
+        key = self._keys.get(header[_HEADER_BYTES - _KEY_ID_BYTES :])
+        if key is None:
+            configured = " and ".join(each.hex() for each in reversed(self._keys))
             raise SnapshotKeyError(
-                f"the {what} was written under key {key_id.hex()}, but the configured key is {self.key_id}",
-                hint="set PINTAIL_SNAPSHOT_KEY to the key that the snapshots were taken with",
+                f"the {what} was written under key {self.key_id_of(sealed)}, but the configured key is {configured}",
+                hint="set PINTAIL_SNAPSHOT_KEY to the key that snapshots were taken with, or to NEW,OLD",
             )
         try:
-            packed = self._cipher.decrypt(nonce, sealed[_HEADER_BYTES + _NONCE_BYTES :], header + place)
+            packed = key.cipher.decrypt(nonce, sealed[_HEADER_BYTES + _NONCE_BYTES :], header + place)
         except InvalidTag:
-            _raise_damaged(what, f"it does not authenticate although it is under key {self.key_id}", blocks)
-        return packed if header[5] == _RAW else bytes(lz4.frame.decompress(packed))
-
-    def _keyed_hash(self, purpose: bytes, data: bytes) -> str:
-        return hmac.digest(self._name_key, purpose + b"\0" + data, "sha256")[:_NAME_BYTES].hex()
+            _raise_damaged(what, f"it does not authenticate although it is under key {key.key_id.hex()}", blocks)
+        return (packed if header[5] == _RAW else bytes(lz4.frame.decompress(packed))), key
 
     def _block_place(self, partition: int, name: str) -> bytes:
         return f"block\0{self._application}\0{partition}\0{name}".encode()

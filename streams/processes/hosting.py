@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
@@ -38,13 +39,14 @@ from streams.errors import (
 from streams.finishing import all_ended, in_thread
 from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
+from streams.processes.drill import DrillReport
 from streams.processes.ingestion import PartitionIngestion, ingestion_threads
 from streams.processes.log_gaps import check_position, closes_gap, log_gap
 from streams.processes.log_reading import LogReading
 from streams.processes.progress import RecoveryProgress
 from streams.processes.recovery import Recovered, Recovery, Rung
 from streams.processes.recovery_orders import OrderOutcome, RecoveryOrder, RecoveryOrders
-from streams.processes.snapshotting import SnapshotInfo, Snapshotter
+from streams.processes.snapshotting import SnapshotInfo, SnapshotSchedule, Snapshotter
 from streams.retry import Backoff, in_words
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,9 @@ class HostingParts:
     decoder: Decoder
     dead_letters: DeadLetters
     orders: RecoveryOrders
+    snapshot_schedule: SnapshotSchedule = field(default_factory=SnapshotSchedule)
+    #: Restores a partition's newest snapshot beside the live store; its report, or None if there is no snapshot.
+    drill: Callable[[int], Awaitable[DrillReport | None]] | None = None
     threads: Executor = field(default_factory=ingestion_threads)
 
 
@@ -96,6 +101,9 @@ class HostedPartition:
         self.positions: dict[str, int] = {}
         #: The newest snapshot published under this assignment.
         self.snapshot: SnapshotInfo | None = None
+        #: When the newest snapshot was tried (monotonic seconds), and the bytes of records that came since.
+        self._snapshot_tried = time.monotonic()
+        self._bytes_since_snapshot = 0
         self._host = host
         self._parts = parts
         self._log = log
@@ -133,6 +141,7 @@ class HostedPartition:
         if fresh is None or self._ingestion is None:
             return
         self._high_watermarks[fresh.topic] = fresh.high_watermark or fresh.next_offset
+        self._bytes_since_snapshot += fresh.size_bytes
         self._ingestion.submit(fresh)
 
     def fail(self, failure: LogGapError) -> None:
@@ -184,13 +193,21 @@ class HostedPartition:
             raise StoreError(f"partition {self.partition} has failed", hint="its worker's status says why")
         raise StaleEpochError(f"partition {self.partition} left this worker", hint="ask again")
 
-    async def take_snapshot(self) -> None:
-        """Publishes a snapshot if the partition serves and moved; a failure is counted and costs freshness only."""
+    @property
+    def is_snapshot_due(self) -> bool:
+        """True when enough time or records have passed since the last try."""
+        seconds = time.monotonic() - self._snapshot_tried
+        return self._parts.snapshot_schedule.is_due(seconds=seconds, record_bytes=self._bytes_since_snapshot)
+
+    async def take_snapshot(self, *, hashed: bool = False) -> None:
+        """Publishes a snapshot if the partition serves and moved; a failure is counted and costs freshness only. With
+        the content's hash also if it did not move, unless the newest one has it."""
         snapshotter = self._parts.snapshotter
         if snapshotter is None or self.store is None or self.state is not PartitionState.SERVING:
             return
+        self._snapshot_tried, self._bytes_since_snapshot = time.monotonic(), 0
         # In a task of its own, so that letting the partition go ends it.
-        self._capture = capture = asyncio.create_task(snapshotter.take(self.store, self.epoch))
+        self._capture = capture = asyncio.create_task(snapshotter.take(self.store, self.epoch, hashed=hashed))
         with telemetry.SNAPSHOT_SECONDS.time():
             await asyncio.wait({capture})
         if capture.cancelled():
@@ -207,6 +224,26 @@ class HostedPartition:
             if info is not None:
                 self.snapshot = info
                 telemetry.SNAPSHOT_BYTES.labels(self.partition).inc(info.bytes_sent)
+                if info.memory_bytes is not None:
+                    telemetry.SNAPSHOT_MEMORY_BYTES.labels(self.partition).set(info.memory_bytes)
+
+    async def drill(self) -> None:
+        """Takes a snapshot that knows its content's hash, restores it beside the live store and compares (invariant 8).
+        A failure is counted and logged: the snapshots cannot be relied on until a drill succeeds."""
+        if self._parts.drill is None or self.state is not PartitionState.SERVING:
+            return
+        await self.take_snapshot(hashed=True)
+        try:
+            report = await self._parts.drill(self.partition)
+        except Exception as error:  # noqa: BLE001  # the boundary of one partition: the timer goes on (invariant 10)
+            level = logging.WARNING if isinstance(error, PintailError) and error.retriable else logging.ERROR
+            logger.log(level, "drill of partition %d FAILED: %s", self.partition, in_words(error))
+            telemetry.DRILL_FAILURES.labels(self.partition).inc()
+        else:
+            if report is not None:
+                version = report.manifest.version
+                logger.info("drill of partition %d: version %d holds what it should", self.partition, version)
+                telemetry.DRILL_SUCCESS.labels(self.partition).set_to_current_time()
 
     async def delete_expired(self, now_ms: int) -> None:
         """Applies the tables' retention if the partition serves; a failure is counted and costs freshness only."""
@@ -424,6 +461,7 @@ class PartitionHost:
         self._hosted: dict[int, HostedPartition] = {}
         self._assigning = asyncio.Lock()
         self._scopes = asyncio.Lock()
+        self._drill_due: dict[int, float] = {}
         #: Ends what still reads partitions that no longer serve, so that their files can be closed.
         self.before_closing: Callable[[Collection[int]], Awaitable[None]] = _nothing_reads
 
@@ -530,6 +568,22 @@ class PartitionHost:
             hosted = self._hosted.get(order.partition)
             if hosted is not None:
                 hosted.obey(order)
+
+    async def take_due_snapshots(self) -> None:
+        """Snapshots every SERVING partition that is due by time or by bytes, one after the other."""
+        for hosted in list(self._hosted.values()):
+            if hosted.is_snapshot_due:
+                await hosted.take_snapshot()
+
+    async def drill_next(self, interval_seconds: float) -> None:
+        """Runs the drill of one partition whose last one is longer ago than the interval, if there is any. The first
+        drills come after a 24th of it, so that a worker that is restarted every day has its drills."""
+        now = time.monotonic()
+        for partition, hosted in list(self._hosted.items()):
+            if now >= self._drill_due.setdefault(partition, now + interval_seconds / 24):
+                self._drill_due[partition] = now + interval_seconds
+                await hosted.drill()
+                return
 
     async def take_snapshots(self) -> None:
         """Snapshots every SERVING partition that moved, one after the other."""

@@ -27,10 +27,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -403,12 +405,11 @@ class SnapshotRestore:
         self.bytes_loaded, written = 0, 0
         faults: dict[str, str] = {}
         self._progress.begin("snapshot", manifest.file_bytes, "bytes")
-        for start in range(0, len(manifest.blocks), BATCH_BLOCKS):
-            names = manifest.blocks[start : start + BATCH_BLOCKS]
-            sealed = await self._repository.load_blocks(self._partition, frozenset(names))
-            self.bytes_loaded += sum(map(len, sealed.values()))
-            written += await in_thread(self._open_batch, names, sealed, write, faults)
-            self._progress.reach(written)
+        async with aclosing(self._batches(manifest.blocks)) as batches:
+            async for names, sealed in batches:
+                self.bytes_loaded += sum(map(len, sealed.values()))
+                written += await in_thread(self._open_batch, names, sealed, write, faults)
+                self._progress.reach(written)
         if faults:
             raise SnapshotCorruptError(
                 f"snapshot version {self._version} of partition {self._partition} lacks {len(faults)} of "
@@ -422,6 +423,23 @@ class SnapshotRestore:
                 f"its manifest says {manifest.file_bytes}"
             )
         return manifest
+
+    async def _batches(self, blocks: tuple[str, ...]) -> AsyncGenerator[tuple[tuple[str, ...], dict[str, bytes]]]:
+        """Names and sealed blocks in the order of the file; the next batch is loaded while one is opened."""
+        groups = [blocks[start : start + BATCH_BLOCKS] for start in range(0, len(blocks), BATCH_BLOCKS)]
+        loading: asyncio.Task[dict[str, bytes]] | None = None
+        try:
+            for names, following in zip_longest(groups, groups[1:]):
+                sealed = await (loading or self._load(names))
+                loading = asyncio.create_task(self._load(following)) if following else None
+                yield names, sealed
+        finally:
+            if loading is not None:
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+
+    async def _load(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        return await self._repository.load_blocks(self._partition, frozenset(names))
 
     def _open_batch(
         self, names: tuple[str, ...], sealed: dict[str, bytes], write: Callable[[bytes], None], faults: dict[str, str]

@@ -78,7 +78,7 @@ async def test_a_new_repository_is_empty(repository: SnapshotRepository) -> None
     assert await repository.versions(P) == ()
     assert await repository.partitions() == ()
     assert await repository.memory_bytes(P) == 0
-    assert await repository.retire(P, keep=1) == 0
+    assert await repository.retire(P, [1]) == 0
     with pytest.raises(SnapshotNotFoundError):
         await repository.load_manifest(P, 1)
 
@@ -200,7 +200,7 @@ async def test_putting_a_live_block_again_neither_changes_it_nor_makes_it_mortal
 async def test_retire_keeps_the_newest_and_every_block_they_need(forgetful: SnapshotRepository) -> None:
     for version, names in enumerate(("abc", "bcd", "cde"), start=1):
         await publish(forgetful, version, names)
-    assert await forgetful.retire(P, keep=2) == 1
+    assert await forgetful.retire(P, [1]) == 1
     assert await forgetful.versions(P) == (3, 2)
     with pytest.raises(SnapshotNotFoundError):
         await forgetful.load_manifest(P, 1)
@@ -210,14 +210,15 @@ async def test_retire_keeps_the_newest_and_every_block_they_need(forgetful: Snap
 
     await until(a_is_gone)
     assert await forgetful.missing_blocks(P, "abcde") == {"a"}
-    assert await forgetful.retire(P, keep=1) == 1
-    assert await forgetful.retire(P, keep=1) == 0
+    assert await forgetful.retire(P, [2, 3, 9]) == 1
+    assert await forgetful.versions(P) == (3,), "the newest version stays, whoever asks"
+    assert await forgetful.retire(P, [2, 3]) == 0
 
 
 async def test_a_retired_block_that_a_new_version_needs_is_live_again(forgetful: SnapshotRepository) -> None:
     await publish(forgetful, 1, "ab")
     await publish(forgetful, 2, "bc")
-    assert await forgetful.retire(P, keep=1) == 1
+    assert await forgetful.retire(P, [1]) == 1
     await publish(forgetful, 3, "ac")
     await forgetful.put_blocks(P, {"z": b"z"})
 

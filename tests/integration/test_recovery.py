@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from streams.adapters.duckdb_file import BLOCK_BYTES
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.memory_snapshots import MemorySnapshotRepository
 from streams.adapters.redis_snapshots import RedisSnapshotRepository
@@ -220,7 +221,114 @@ async def test_a_cancelled_restore_writes_nothing_after_its_file_is_closed(
     assert [path.name for path in stores.path_of(P).parent.glob(f"{P}.duckdb*")] == []
 
 
-@pytest.mark.parametrize("fault", ["missing block", "flipped bit", "swapped blocks", "damaged manifest"])
+def flip(path: Path, position: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("bit in the main header", "header at byte 0 is damaged"),
+        ("bit in a database header", "header at byte"),
+        ("bit in a block", "block"),
+        ("end cut off", "block"),
+        ("block of zeros", "computed checksum"),
+        ("bit in the log", "DuckDB refuses it"),
+        ("garbage", "header at byte 0 is damaged"),
+    ],
+)
+async def test_a_fault_of_the_local_file_is_detected_named_and_recovered_from(
+    stores: DuckDBStore,
+    repository: RedisSnapshotRepository,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    named: str,
+) -> None:
+    store = stores.open_partition(P)
+    (expected,) = await snapshot_versions(store, repository, 1)
+    log = store.path.with_name(f"{P}.duckdb.wal")
+    if fault == "bit in the log":
+        fill(store, seed=3)
+    stores.close_partition(P)
+    path = stores.path_of(P)
+    match fault:
+        case "bit in the main header":
+            flip(path, 100)
+        case "bit in a database header":
+            flip(path, 4096 + 16)
+            flip(path, 8192 + 16)
+        case "bit in a block":
+            flip(path, 12_288 + 1_000)
+        case "end cut off":
+            os.truncate(path, path.stat().st_size - 2 * BLOCK_BYTES)
+        case "block of zeros":
+            with path.open("r+b") as file:
+                file.seek(12_288)
+                file.write(bytes(BLOCK_BYTES))
+        case "bit in the log":
+            flip(log, 20_000)
+        case _:
+            path.write_bytes(os.urandom(path.stat().st_size))
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 1)
+    assert recovered.store.content_hash() == expected
+    assert named in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["zeros behind the log", "log cut off", "file of no bytes", "only a log"])
+async def test_what_a_crash_leaves_behind_is_no_damage(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, fault: str
+) -> None:
+    """A power loss extends a log by zeros or tears its last entry; a kill leaves a file without a header."""
+    store = stores.open_partition(P)
+    (snapshot,) = await snapshot_versions(store, repository, 1)
+    newer = fill(store, seed=3)
+    stores.close_partition(P)
+    path, log = stores.path_of(P), stores.path_of(P).with_name(f"{P}.duckdb.wal")
+    match fault:
+        case "zeros behind the log":
+            with log.open("ab") as file:
+                file.write(bytes(300_000))
+        case "log cut off":
+            os.truncate(log, log.stat().st_size - 100)
+        case "file of no bytes":
+            path.write_bytes(b"")
+        case _:
+            path.unlink()
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    if fault == "zeros behind the log":
+        assert (recovered.rung, recovered.store.content_hash()) == (Rung.LOCAL_FILE, newer)
+    elif fault == "log cut off":
+        assert recovered.rung is Rung.LOCAL_FILE
+        replayed = recovered.store.next_offsets()
+        assert replayed["players"] == 6_000
+        assert replayed["moves"] == 500, "the torn transaction is not there, in part or whole"
+    else:
+        assert (recovered.rung, recovered.store.content_hash()) == (Rung.SNAPSHOT, snapshot)
+
+
+async def test_a_half_published_version_does_not_count(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer
+) -> None:
+    """The publishing script switches the version last; whatever stops it before leaves keys that nobody reads."""
+    (expected,) = await snapshot_versions(stores.open_partition(P), repository, 1)
+    with server.client() as client:
+        client.copy(f"{{test:{P}}}:manifest:1", f"{{test:{P}}}:manifest:2")
+        client.sadd(f"{{test:{P}}}:members:2", "0" * 40)
+    lose_disk(stores)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 1)
+    assert recovered.store.content_hash() == expected
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["missing block", "expired block", "cut block", "flipped bit", "swapped blocks", "damaged manifest", "no manifest"],
+)
 async def test_an_unusable_version_falls_back_to_the_older_one(
     stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer, fault: str
 ) -> None:
@@ -231,6 +339,14 @@ async def test_an_unusable_version_falls_back_to_the_older_one(
         match fault:
             case "missing block":
                 client.delete(keys[0])
+            case "expired block":
+                client.pexpire(keys[0], 1)
+                while client.exists(keys[0]):
+                    pass
+            case "cut block":
+                client.hset(keys[0], "0", (client.hget(keys[0], "0") or b"")[:-1])
+            case "no manifest":
+                client.delete(f"{{test:{P}}}:manifest:2")
             case "flipped bit":
                 sealed = bytearray(client.hget(keys[0], "0") or b"")
                 sealed[len(sealed) // 2] ^= 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import duckdb
 import pytest
 
 from streams.adapters.duckdb_store import DuckDBStore
@@ -84,7 +85,7 @@ def test_list_shows_every_version(pintail: Pintail) -> None:
     assert shown.status == 0, shown.err
     header, *lines = [line.split() for line in shown.out.splitlines()]
     assert header[:3] == ["partition", "version", "created"]
-    assert [(line[0], line[1], line[4], line[-2], line[-1]) for line in lines] == [
+    assert [(line[0], line[1], line[5], line[-2], line[-1]) for line in lines] == [
         ("0", "2", "5", "moves", "500"),
         ("0", "1", "5", "moves", "250"),
         ("3", "1", "8", "moves", "250"),
@@ -143,3 +144,46 @@ def test_verify_finds_a_damaged_block(pintail: Pintail, server: RedisServer) -> 
     assert shown.status == 1
     assert "partition 3 version 1: NOT RESTORABLE" in shown.out
     assert shown.out.count(": ok") == 2
+
+
+def test_restore_writes_any_version_as_a_file_that_duckdb_reads(pintail: Pintail, tmp_path: Path) -> None:
+    file = tmp_path / "restored.duckdb"
+    shown = pintail("restore", "--partition", "0", "--version", "1", "--to", str(file))
+    assert shown.status == 0, shown.err
+    assert "at moves 250" in shown.out
+    with duckdb.connect(str(file), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM moves").fetchall() == [(250,)]
+    again = pintail("restore", "--partition", "0", "--to", str(file))
+    assert again.status == 1
+    assert "nothing is overwritten" in again.err
+    none = pintail("restore", "--partition", "7", "--to", str(tmp_path / "none"))
+    assert none.status == 1
+    assert "pintail snapshots list" in none.err
+
+
+def test_drill_restores_the_newest_version_of_each_partition(
+    pintail: Pintail, server: RedisServer, tmp_path: Path
+) -> None:
+    create = "CREATE TABLE moves (player BIGINT, note VARCHAR) WITH (topic = 'moves')"
+    (tmp_path / "tables" / "moves").mkdir(parents=True)
+    (tmp_path / "tables" / "moves" / "001_create.sql").write_text(create)
+    shown = pintail("drill", tables_dir=str(tmp_path / "tables"))
+    assert shown.status == 0, shown.err
+    assert shown.out.count("restores and opens; it has no hash") == 2
+    with server.client() as client:
+        key = min(client.keys("{shown:3}:block:*"))
+        intact = client.hgetall(key)
+        client.delete(key)
+        try:
+            shown = pintail("drill", tables_dir=str(tmp_path / "tables"))
+        finally:
+            client.hset(key, mapping=intact)
+    assert shown.status == 1
+    assert "partition 3: FAILED: snapshot version 1 of partition 3 lacks 1 of" in shown.out
+    assert shown.out.startswith("partition 0 version 2: restores")
+
+
+def test_list_says_which_key_each_version_is_under(pintail: Pintail) -> None:
+    rotated = pintail("list", snapshot_key="00" * 32 + "," + KEY.hex())
+    assert rotated.status == 0, rotated.err
+    assert rotated.out.count(SnapshotCodec(KEY, application="shown").key_id[:8]) == 3

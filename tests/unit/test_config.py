@@ -49,6 +49,16 @@ def test_environment_over_file_over_running_stack_over_defaults(
     assert settings.snapshots_kept == 3
 
 
+def test_the_first_of_several_snapshot_keys_seals(tmp_path: Path) -> None:
+    new, old = "0a" * 32, "0b" * 32
+    assert load_settings(snapshot_key=f"{new}, {old}").snapshot_keys == [bytes.fromhex(new), bytes.fromhex(old)]
+    file = tmp_path / "keys"
+    file.write_text(f"{new}\n{old}\n")
+    assert load_settings(snapshot_key_file=file).snapshot_keys == [bytes.fromhex(new), bytes.fromhex(old)]
+    with pytest.raises(ConfigurationError, match="64 hexadecimal digits"):
+        load_settings(snapshot_key=f"{new},{old}0b")
+
+
 def test_every_fault_is_reported_at_once_with_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PINTAIL_KAFKA", "nowhere")
     monkeypatch.setenv("PINTAIL_STORE_THREADS", "many")

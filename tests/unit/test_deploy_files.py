@@ -104,6 +104,18 @@ def test_prometheus_scrapes_exactly_the_workers() -> None:
         assert targets == [{"targets": [f"{worker}:{port}"]}]
 
 
+def test_alerts_are_where_prometheus_looks_for_them_and_ask_for_metrics_and_help_that_exist() -> None:
+    mounts = {inside: outside for outside, inside in _mounts("prometheus")}
+    assert [mounts[file] for file in _yaml("deploy/prometheus.yml")["rule_files"]] == ["./deploy/alerts.yml"]
+    (group,) = _yaml("deploy/alerts.yml")["groups"]
+    page = (ROOT / "docs/operations.md").read_text()
+    for rule in group["rules"]:
+        assert set(re.findall(r"pintail_\w+", rule["expr"])) <= _metrics_to_show()
+        file, _, section = rule["annotations"]["help"].partition("#")
+        assert file == "docs/operations.md"
+        assert section in {re.sub(r"\W+", "-", title.lower()) for title in re.findall(r"^## (.+)$", page, re.MULTILINE)}
+
+
 def test_the_dashboard_shows_only_metrics_that_workers_have_and_leaves_none_out() -> None:
     dashboard = json.loads((ROOT / "deploy/grafana/dashboards/pintail.json").read_text())
     panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
@@ -117,9 +129,15 @@ def test_the_dashboard_shows_only_metrics_that_workers_have_and_leaves_none_out(
     assert source["url"] == "http://prometheus:9090"
 
 
+def _mounts(service: str) -> list[tuple[str, str]]:
+    """(outside, inside) of each volume."""
+    volumes = [volume.split(":") for volume in COMPOSE["services"][service]["volumes"]]
+    return [(outside, inside) for outside, inside, *_ in volumes]
+
+
 def test_the_dashboard_is_where_grafana_looks_for_it() -> None:
     provider = _yaml("deploy/grafana/provisioning/dashboards/pintail.yml")["providers"][0]
-    mounts = dict(mount.split(":")[:2] for mount in COMPOSE["services"]["grafana"]["volumes"])
+    mounts = dict(_mounts("grafana"))
     assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
 
 

@@ -17,14 +17,14 @@ from schemas.catalog import Catalog
 from streams import telemetry
 from streams.adapters.duckdb_file import FileLock
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
-from streams.errors import StaleEpochError, StoreError
+from streams.errors import SnapshotCorruptError, StaleEpochError, StoreError
 from streams.ports import DeadLetter, DecodedBatch, Watermarks
 from streams.positions import TopicPartition
 from streams.processes import log_reading
 from streams.processes.hosting import HostedPartition, HostingParts, PartitionHost, PartitionState
 from streams.processes.recovery import Recovery
 from streams.processes.recovery_orders import RecoveryOrders
-from streams.processes.snapshotting import SnapshotInfo, Snapshotter
+from streams.processes.snapshotting import SnapshotInfo, SnapshotSchedule, Snapshotter
 from streams.retry import Backoff
 from tests.store_samples import DECODER, batch, table
 from tests.watched_log import SECONDS_MAX, WatchedLog, until
@@ -44,8 +44,8 @@ class FailingSnapshotter(Snapshotter):
     def __init__(self) -> None:
         self.taken: list[int] = []
 
-    async def take(self, store: PartitionStore, epoch: int) -> SnapshotInfo | None:
-        del epoch
+    async def take(self, store: PartitionStore, epoch: int, *, hashed: bool = False) -> SnapshotInfo | None:
+        del epoch, hashed
         self.taken.append(store.partition)
         if store.partition == 0:
             raise StoreError("checkpoint failed: no space left on device")
@@ -55,7 +55,7 @@ class FailingSnapshotter(Snapshotter):
 class Worker:
     """A host over a real store. The test is Kafka."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         self.store = DuckDBStore(folder, Catalog((EVENTS,)), threads=1)
         self.log = WatchedLog()
         self.snapshotter = FailingSnapshotter()
@@ -67,6 +67,7 @@ class Worker:
             decoder=DECODER,
             dead_letters=NoLetters(),
             orders=RecoveryOrders(folder),
+            **options,
         )
         self.host = PartitionHost(parts, self.log)
 
@@ -312,8 +313,8 @@ async def test_a_worker_that_ends_publishes_a_last_snapshot_within_its_budget(
     assert worker.snapshotter.taken == [0, 1]
     assert worker.host.hosted() == {}
 
-    async def take(store: PartitionStore, epoch: int) -> None:
-        del store, epoch
+    async def take(store: PartitionStore, epoch: int, *, hashed: bool = False) -> None:
+        del store, epoch, hashed
         await asyncio.Event().wait()  # as while Redis hangs
 
     monkeypatch.setattr(worker.snapshotter, "take", take)
@@ -378,3 +379,46 @@ async def test_what_is_read_from_is_not_below_the_log(worker: Worker) -> None:
     worker.log.marks[TP] = Watermarks(7, 7)
     await worker.serve(0)
     assert worker.log.reads == [(TP, 7)]
+
+
+async def test_a_snapshot_is_due_after_so_many_bytes_or_so_much_time_and_not_before(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, snapshot_schedule=SnapshotSchedule(interval_seconds=3600, after_bytes=150))
+    await worker.serve(1)
+    await worker.host.take_due_snapshots()
+    assert worker.snapshotter.taken == []
+    record = batch(EVENTS, [{"number": 0}], partition=1)
+    record.size_bytes = 100
+    worker.host.submit(record)
+    await worker.host.take_due_snapshots()
+    assert worker.snapshotter.taken == []
+    record = batch(EVENTS, [{"number": 1}], first=1, partition=1)
+    record.size_bytes = 100
+    worker.host.submit(record)
+    for _ in range(2):
+        await worker.host.take_due_snapshots()
+    assert worker.snapshotter.taken == [1], "once, then the bytes count anew"
+    assert SnapshotSchedule(interval_seconds=30).is_due(seconds=30, record_bytes=0)
+    await worker.host.revoke([1])
+    worker.store.close()
+
+
+async def test_a_failed_drill_is_counted_and_the_next_partition_has_its_own(tmp_path: Path) -> None:
+    drilled = []
+
+    async def drill(partition: int) -> None:
+        drilled.append(partition)
+        if partition == 1:
+            raise SnapshotCorruptError("version 7 lacks 1 of 9 blocks")
+
+    worker = Worker(tmp_path, drill=drill)
+    await worker.serve(1, 2)
+    failures = telemetry.DRILL_FAILURES.labels(1)._value.get()
+    await worker.host.drill_next(1e-9)  # finds out when the first drills are due
+    for _ in range(3):
+        await worker.host.drill_next(3600)
+    assert drilled[:2] == [1, 2]
+    assert len(drilled) == 2, "not again before the interval has passed"
+    assert worker.snapshotter.taken == [1, 2], "each drill starts with a snapshot"
+    assert telemetry.DRILL_FAILURES.labels(1)._value.get() == failures + 1
+    await worker.host.revoke([1, 2])
+    worker.store.close()
