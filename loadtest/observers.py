@@ -108,6 +108,12 @@ class WorkerPages:
             for partition, offset in offsets.items()
         )
 
+    def total(self, metric: str) -> float:
+        """The sum of a counter or gauge over all its labels; 0 if there is no value yet. Raises ObservationError."""
+        _, reply = get(self._address, "/metrics")
+        values = re.findall(rf"^{metric}(?:\{{.*\}})? (\S+)$", reply.decode(), re.MULTILINE)
+        return sum(map(float, values))
+
     def recoveries(self) -> dict[int, tuple[str, float]]:
         """Partition -> the rung of the ladder it was recovered from, and in how many seconds."""
         _, reply = get(self._address, "/metrics")
