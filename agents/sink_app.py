@@ -23,6 +23,9 @@ from streams.retry import Backoff, retrying
 
 logger = logging.getLogger(__name__)
 
+#: The broker gathers for no longer, whatever the interval: a fetch holds up what else it is asked on the connection.
+FETCH_WAIT_MS_MAX = 250
+
 
 class GroupIntents:
     """streams.ports.DeliveryIntents in the consumer group: the committed position is `lo`, its metadata `lo:hi`. Kafka
@@ -56,6 +59,8 @@ def sink_app(settings: Settings) -> PintailApp:
     settings.require("kafka", "clickhouse")
     catalog = load_catalog(settings.tables_dir)
     app = PintailApp(settings.sink_group, settings)
+    # The broker gathers what one insert is made of: a wake-up per fetch that only waits here would cost more.
+    app.consumer_options["fetch_max_wait_ms"] = min(settings.sink_flush_interval_ms, FETCH_WAIT_MS_MAX)
     sink, dead_letters = ClickHouseSink(settings.clickhouse), KafkaDeadLetters(settings)
     delivery = Delivery(
         sink=sink,
@@ -65,6 +70,7 @@ def sink_app(settings: Settings) -> PintailApp:
         limits=FlushLimits.of(settings),
         # The transport's own budget stops the fetching first; this one must never make the agent wait for it.
         buffer_bytes_max=2 * settings.ingest_buffer_bytes_max,
+        refused_in_a_row_max=settings.sink_refused_in_a_row_max,
     )
     host = app.owner = SinkHost(delivery, catalog, app.log_reader)
 

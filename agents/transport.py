@@ -53,8 +53,8 @@ SCHEME = "pintail"
 #: a steady trickle waits to become visible: a transaction costs milliseconds however small it is, so a trickle must not
 #: make one of every record.
 FETCH_WAIT_MS_MAX = 40
-#: When this long nothing was fetched, the next fetch brings the first record that comes.
-PAUSE_SECONDS = 2 * FETCH_WAIT_MS_MAX / 1000
+#: When nothing was fetched for so many times as long, the next fetch brings the first record that comes.
+PAUSE_WAITS = 2
 
 
 class PartitionOwner(Protocol):
@@ -93,8 +93,12 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
 class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Runs the aiokafka consumer on a thread of its own."""
 
+    #: How long the broker gathers for this consumer.
+    fetch_wait_ms = FETCH_WAIT_MS_MAX
+
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         del transport
+        self.fetch_wait_ms = self.app.consumer_options["fetch_max_wait_ms"]
         return aiokafka.AIOKafkaConsumer(**self.app.consumer_options)
 
     @Service.task  # type: ignore[untyped-decorator]
@@ -137,7 +141,7 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             waiting = [asyncio.ensure_future(fetcher._create_fetch_waiter())]
             if is_holding_back:
                 waiting.append(asyncio.ensure_future(self.consumer.budget.wait_for_room()))
-            pause = min(remaining, PAUSE_SECONDS)
+            pause = min(remaining, PAUSE_WAITS * self.fetch_wait_ms / 1000)
             done, pending = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             for task in pending:
                 task.cancel()

@@ -7,7 +7,10 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-_PACKAGES = ("pintail", "duckdb", "aiokafka", "faust-streaming", "confluent-kafka", "pyarrow")
+_PACKAGES = (
+    *("pintail", "duckdb", "aiokafka", "faust-streaming", "confluent-kafka", "pyarrow"),
+    *("clickhouse-connect", "chdb-core"),
+)
 
 
 def machine() -> dict[str, Any]:

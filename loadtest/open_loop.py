@@ -97,11 +97,20 @@ class Sent:
 class OpenLoopSender:
     """Sends `maker(number)` for every event of the phases, in a process of its own. `maker` can be imported by name."""
 
-    def __init__(self, bootstrap_servers: str, maker: Callable[[int], Event], phases: Sequence[Phase]) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        maker: Callable[[int], Event],
+        phases: Sequence[Phase],
+        *,
+        linger_ms: int = _LINGER_MS,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_send, args=(bootstrap_servers, maker, tuple(phases), theirs))
+        self._process = context.Process(target=_send, args=(bootstrap_servers, maker, tuple(phases), linger_ms, theirs))
         self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
         theirs.close()
         self._receive()  # it is connected and waits
 
@@ -136,7 +145,9 @@ class OpenLoopSender:
         return said
 
 
-def _send(bootstrap_servers: str, maker: Callable[[int], Event], phases: Sequence[Phase], pipe: Connection) -> None:
+def _send(
+    bootstrap_servers: str, maker: Callable[[int], Event], phases: Sequence[Phase], linger_ms: int, pipe: Connection
+) -> None:
     """The sender's process: says "" when it is ready, then waits for its start, then says what it Sent."""
     faults: list[str] = []
 
@@ -145,7 +156,7 @@ def _send(bootstrap_servers: str, maker: Callable[[int], Event], phases: Sequenc
             faults.append(error.str())
 
     producer = Producer(
-        producer_options(bootstrap_servers) | {"linger.ms": _LINGER_MS, "delivery.report.only.error": True}
+        producer_options(bootstrap_servers) | {"linger.ms": linger_ms, "delivery.report.only.error": True}
     )
     schedule, pause = Schedule(phases), threading.Event()
     first = maker(0)

@@ -3,8 +3,9 @@
 `expected_columns` spells types exactly as `system.columns.type` reports them, in the order in which
 `create_table_sql` creates them, so that checking a shape is one comparison.
 
-Append tables are MergeTree ordered by position. Keyed tables are ReplacingMergeTree(_offset) ordered by the key: FINAL
-shows the newest row of each key, and `_deleted` = 1 marks a key whose newest record was a tombstone.
+Append tables are MergeTree ordered by position, or by columns of the definition and then position. Keyed tables are
+ReplacingMergeTree(_offset) ordered by the key: FINAL shows the newest row of each key, and `_deleted` = 1 marks a key
+whose newest record was a tombstone.
 
 ClickHouse has no null array and, but for a beta feature, no null struct: the sink delivers an empty array and a struct
 whose fields are all null instead.
@@ -14,7 +15,16 @@ from __future__ import annotations
 
 import re
 
-from schemas.table import ArrayType, Column, ColumnType, ScalarKind, ScalarType, StructType, TableDefinition
+from schemas.table import (
+    ArrayType,
+    Column,
+    ColumnType,
+    PartitionBy,
+    ScalarKind,
+    ScalarType,
+    StructType,
+    TableDefinition,
+)
 
 #: How many inserts back ClickHouse recognises a deduplication token.
 DEDUPLICATION_WINDOW = 10_000
@@ -25,6 +35,14 @@ METADATA_TYPES = {
     "_partition": "UInt32",
     "_offset": "UInt64",
     "_timestamp": "DateTime64(3, 'UTC')",
+}
+
+#: As `system.tables.partition_key` shows them.
+PARTITION_KEYS = {
+    None: "",
+    PartitionBy.PARTITION: "_partition",
+    PartitionBy.DAY: "toYYYYMMDD(_timestamp)",
+    PartitionBy.MONTH: "toYYYYMM(_timestamp)",
 }
 
 _SCALARS = {
@@ -79,30 +97,49 @@ def expected_columns(table: TableDefinition) -> list[tuple[str, str]]:
     return columns
 
 
+def order_by(table: TableDefinition) -> tuple[str, ...]:
+    """The columns of the sorting key."""
+    return table.primary_key or (*table.clickhouse.order_by, "_partition", "_offset")
+
+
+def has_position_projection(table: TableDefinition) -> bool:
+    """True where the sorting key does not find a partition's last offset, and a projection does."""
+    return bool(table.primary_key or table.clickhouse.order_by)
+
+
+def ttl(table: TableDefinition) -> str:
+    """The expression by which rows expire, as `system.tables.engine_full` shows it; empty if they never do."""
+    seconds = table.history_seconds
+    return "" if seconds is None else f"_timestamp + toIntervalSecond({seconds})"
+
+
 def create_table_sql(
     table: TableDefinition, *, database: str | None = None, dedup_window: int = DEDUPLICATION_WINDOW
 ) -> str:
     """CREATE TABLE IF NOT EXISTS: several sinks may start at once; compare with `expected_columns` afterwards.
 
-    The last stored offset of a topic's partition is found fast in both kinds of table: by the order of an append table
-    (`ORDER BY _partition DESC, _offset DESC LIMIT 1`), by the projection of a keyed one (`max(_offset)`).
+    The last stored offset of a topic's partition is found fast in every table: by its order
+    (`ORDER BY _partition DESC, _offset DESC LIMIT 1`), or by a projection (`max(_offset)`).
     """
-    body = [f"{quote(name)} {kind}" for name, kind in expected_columns(table)]
+    codecs = {column.name: codec_sql(column) for column in table.columns}
+    body = [f"{quote(name)} {kind}{codecs.get(name, '')}" for name, kind in expected_columns(table)]
     settings = {"non_replicated_deduplication_window": str(dedup_window)}
-    if table.is_keyed:
+    if has_position_projection(table):
         body.append("PROJECTION last_offset (SELECT _partition, max(_offset) GROUP BY _partition)")
+    engine = "MergeTree"
+    if table.is_keyed:
         settings["deduplicate_merge_projection_mode"] = "'rebuild'"
-        engine, order = "ReplacingMergeTree(_offset)", ", ".join(quote(name) for name in table.primary_key)
-    else:
-        engine, order = "MergeTree", "_partition, _offset"
+        engine = "ReplacingMergeTree(_offset)"
     lines = [
         f"CREATE TABLE IF NOT EXISTS {_qualified(table, database)} (",
         "    " + ",\n    ".join(body),
         f") ENGINE = {engine}",
-        f"ORDER BY ({order})",
     ]
-    if table.retention_seconds is not None:
-        lines.append(f"TTL _timestamp + toIntervalSecond({table.retention_seconds})")
+    if table.clickhouse.partition_by is not None:
+        lines.append(f"PARTITION BY {PARTITION_KEYS[table.clickhouse.partition_by]}")
+    lines.append(f"ORDER BY ({', '.join(quote(name) for name in order_by(table))})")
+    if ttl(table):
+        lines.append(f"TTL {ttl(table)}")
     lines.append("SETTINGS " + ", ".join(f"{name} = {value}" for name, value in settings.items()))
     return "\n".join(lines)
 
@@ -115,9 +152,14 @@ def migration_sql(table: TableDefinition, number: int, *, database: str | None =
     names = table.column_names
     return [
         f"ALTER TABLE {_qualified(table, database)} ADD COLUMN IF NOT EXISTS {quote(column.name)} "
-        f"{clickhouse_type(column)} AFTER {quote(names[names.index(column.name) - 1])}"
+        f"{clickhouse_type(column)}{codec_sql(column)} AFTER {quote(names[names.index(column.name) - 1])}"
         for column in table.migration(number).added_columns
     ]
+
+
+def codec_sql(column: Column) -> str:
+    """What follows the column's type; empty where ClickHouse decides."""
+    return f" CODEC({', '.join(column.codec)})" if column.codec else ""
 
 
 def _qualified(table: TableDefinition, database: str | None) -> str:

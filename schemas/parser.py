@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from schemas.clickhouse_options import clickhouse_options, parse_codec
 from schemas.sql_tokens import Kind, Position, Token, TokenReader, read_tokens
 from schemas.sql_types import check_name, parse_type
 from schemas.table import Column, Migration, ScalarKind, ScalarType, TableDefinition
@@ -22,7 +23,9 @@ from schemas.table_options import Options, parse_options
 
 _MIGRATION_FILE = re.compile(r"(\d{3,})_\w+\.sql")
 _CREATE_HINT = "write CREATE TABLE name (column TYPE, ..., PRIMARY KEY (column)) WITH (topic='...')"
-_COLUMN_HINT = "after a column's type may stand NOT NULL or PRIMARY KEY; then a comma or the closing parenthesis"
+_COLUMN_HINT = (
+    "after a column's type may stand NOT NULL, PRIMARY KEY or CODEC(...); then a comma or the closing parenthesis"
+)
 _ALTER_HINT = (
     "write ALTER TABLE name ADD COLUMN column TYPE. Anything else would break workers that run the older version: "
     "make a new table with a topic of its own instead, publish to both, then drop the old one"
@@ -75,6 +78,7 @@ def parse_table(folder: Path) -> ParsedTable:
         migrations=tuple(migrations),
     )
     _check_extra_column(table, create.options)
+    table = replace(table, clickhouse=clickhouse_options(create.options.clickhouse, table))
     return ParsedTable(table, create.options.topic_at, create.options.partitions_at)
 
 
@@ -156,15 +160,18 @@ def _parse_column(reader: TokenReader, taken: dict[str, str]) -> tuple[Column, l
         )
     name = check_name(token, "column", taken=taken)
     column_type, nullable, key = parse_type(reader), True, []
+    codec: tuple[str, ...] = ()
     while reader.next.text not in (",", ")", ";") and not reader.at_end:
         if reader.accept("NOT", "NULL"):
             nullable = False
         elif reader.accept("PRIMARY", "KEY"):
             reader.accept("NOT", "ENFORCED")
             key = [token]
+        elif not codec and reader.accept("CODEC"):
+            codec = parse_codec(reader)
         elif not reader.accept("NULL"):
             raise reader.next.at.error(f"column {name!r}: unexpected {reader.next}", hint=_COLUMN_HINT)
-    return Column(name, column_type, nullable), key
+    return Column(name, column_type, nullable, codec), key
 
 
 def _parse_key(reader: TokenReader) -> list[Token]:
@@ -196,7 +203,7 @@ def _with_key(columns: Sequence[Column], key: Sequence[Token]) -> list[Column]:
                 hint="keys are compared exactly: use an integer, VARCHAR, UUID, DECIMAL, BOOLEAN, DATE or TIMESTAMP",
             )
     names = {token.text for token in key}
-    return [Column(c.name, c.type, nullable=c.nullable and c.name not in names) for c in columns]
+    return [replace(column, nullable=column.nullable and column.name not in names) for column in columns]
 
 
 def _can_be_key(column: Column) -> bool:

@@ -108,6 +108,27 @@ class Column:
     name: str
     type: ColumnType
     nullable: bool = True
+    #: How ClickHouse compresses it, such as ("Delta", "ZSTD(3)"); empty leaves that to ClickHouse.
+    codec: tuple[str, ...] = ()
+
+
+class PartitionBy(StrEnum):
+    """What splits the parts of ClickHouse's table: the Kafka partition, or day or month of the record's timestamp."""
+
+    PARTITION = "partition"
+    DAY = "day"
+    MONTH = "month"
+
+
+@dataclass(frozen=True)
+class ClickHouseOptions:
+    """What only ClickHouse's copy of a table has."""
+
+    #: Columns that an append table is ordered by, before the position.
+    order_by: tuple[str, ...] = ()
+    partition_by: PartitionBy | None = None
+    #: None: as long as the store keeps them; 0: for ever.
+    retention_seconds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,18 +149,25 @@ class TableDefinition:
     columns: tuple[Column, ...]
     primary_key: tuple[str, ...] = ()
     partitions: int = 4
-    #: How long the store and ClickHouse keep rows, in seconds; None keeps them for ever.
+    #: How long the store keeps rows, and ClickHouse unless its options say otherwise; None keeps them for ever.
     retention_seconds: int | None = None
     format: RecordFormat = RecordFormat.JSON
     extra_fields: ExtraFields = ExtraFields.IGNORE
     #: The column of type JSON that takes the extra fields; a column if and only if they are kept.
     extra_column: str | None = None
     migrations: tuple[Migration, ...] = field(default=())
+    clickhouse: ClickHouseOptions = field(default=ClickHouseOptions())
 
     @property
     def is_keyed(self) -> bool:
         """True for an upsert table, False for an append table."""
         return bool(self.primary_key)
+
+    @property
+    def history_seconds(self) -> int | None:
+        """How long ClickHouse keeps rows; None keeps them for ever."""
+        own = self.clickhouse.retention_seconds
+        return self.retention_seconds if own is None else own or None
 
     @property
     def schema_version(self) -> int:

@@ -7,6 +7,7 @@ fields that are no column are ignored.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -23,7 +24,8 @@ TOPIC_CHARS_MAX = 230
 RETENTION_DAYS_MAX = 36_500
 
 _UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604_800}
-_KNOWN = ("topic", "partitions", "retention", "format", "extra_fields", "extra_column")
+_CLICKHOUSE = ("clickhouse_order_by", "clickhouse_partition_by", "clickhouse_retention")
+_KNOWN = ("topic", "partitions", "retention", "format", "extra_fields", "extra_column", *_CLICKHOUSE)
 _HINT = "write WITH (topic='flights', partitions=4, retention='30 days', format='json')"
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -42,6 +44,8 @@ class Options:
     extra_fields: ExtraFields
     extra_column: str | None
     extra_column_at: Position
+    #: Options about ClickHouse's copy, by name; see schemas.clickhouse_options.
+    clickhouse: Mapping[str, Token]
 
 
 def parse_options(reader: TokenReader, table_name: str, name_at: Position) -> Options:
@@ -56,11 +60,12 @@ def parse_options(reader: TokenReader, table_name: str, name_at: Position) -> Op
         topic_at=topic.at if topic else name_at,
         partitions=_partitions(partitions) if partitions else PARTITIONS_DEFAULT,
         partitions_at=partitions.at if partitions else name_at,
-        retention_seconds=_retention_seconds(retention) if retention else None,
+        retention_seconds=parse_retention(retention) if retention else None,
         format=_choice(given.get("format"), RecordFormat.JSON, "format"),
         extra_fields=extra_fields,
         extra_column=extra_column.text if extra_column else None,
         extra_column_at=extra_column.at if extra_column else name_at,
+        clickhouse={name: given[name] for name in _CLICKHOUSE if name in given},
     )
 
 
@@ -131,7 +136,8 @@ def _partitions(value: Token) -> int:
     return int(value.text)
 
 
-def _retention_seconds(value: Token) -> int:
+def parse_retention(value: Token) -> int:
+    """Seconds of '30 days'. Raises TableFileError."""
     match = re.fullmatch(r"([0-9]{1,12}) ?(second|minute|hour|day|week)s?", value.text.strip().lower())
     seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
     if not 0 < seconds <= RETENTION_DAYS_MAX * 86_400:

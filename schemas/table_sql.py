@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from schemas.clickhouse_options import FOREVER
 from schemas.duckdb_ddl import duckdb_type, quote
-from schemas.table import Column, ExtraFields, TableDefinition
+from schemas.table import ClickHouseOptions, Column, ExtraFields, TableDefinition
 from schemas.table_options import format_retention
 
 
@@ -23,11 +26,23 @@ def table_sql(table: TableDefinition) -> str:
         options.append(f"extra_fields='{table.extra_fields}'")
     if table.extra_column is not None:
         options.append(f"extra_column='{table.extra_column}'")
+    options += _clickhouse_options(table.clickhouse)
     return f"CREATE TABLE {table.name} (\n    " + ",\n    ".join(lines) + f"\n) WITH ({', '.join(options)});"
 
 
 def _column_line(column: Column, name: str, spelled: str) -> str:
-    return f"{name} {spelled}{'' if column.nullable else ' NOT NULL'}".rstrip()
+    codec = f" CODEC({', '.join(column.codec)})" if column.codec else ""
+    return f"{name} {spelled}{'' if column.nullable else ' NOT NULL'}{codec}".rstrip()
+
+
+def _clickhouse_options(options: ClickHouseOptions) -> Iterator[str]:
+    if options.order_by:
+        yield f"clickhouse_order_by='{', '.join(options.order_by)}'"
+    if options.partition_by is not None:
+        yield f"clickhouse_partition_by='{options.partition_by}'"
+    if options.retention_seconds is not None:
+        kept = format_retention(options.retention_seconds) if options.retention_seconds else FOREVER
+        yield f"clickhouse_retention='{kept}'"
 
 
 def _name(name: str) -> str:

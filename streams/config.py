@@ -22,6 +22,7 @@ from streams.limits import (
     MIB,
     QUERY_ANSWER_BYTES_MAX,
     QUERY_ROWS_MAX,
+    REFUSED_IN_A_ROW_MAX,
 )
 from streams.urls import parse_url, redacted
 
@@ -138,7 +139,14 @@ class Settings(BaseSettings):
     sink_flush_bytes_max: int = Field(
         default=16 * MIB, ge=1024, description="Bytes of records at which a micro-batch is delivered"
     )
-    sink_flush_interval_ms: int = Field(default=200, ge=1, description="Age at which a micro-batch is delivered")
+    sink_refused_in_a_row_max: int = Field(
+        default=REFUSED_IN_A_ROW_MAX,
+        ge=1,
+        description="Records of a partition that ClickHouse refuses one after another before its delivery waits",
+    )
+    sink_flush_interval_ms: int = Field(
+        default=200, ge=1, description="Age at which a micro-batch is delivered, from the one before"
+    )
 
     @field_validator("snapshot_key")
     @classmethod

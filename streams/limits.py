@@ -28,6 +28,8 @@ GATHERED_BYTES = MIB
 GATHERING_SECONDS = 0.005
 #: Dead letters that are sent before the first of them is waited for.
 PARKED_TOGETHER_MAX = 1_000
+#: Records of a partition that ClickHouse may refuse one after another before that counts as the table's fault.
+REFUSED_IN_A_ROW_MAX = 100
 #: A partition's write-ahead log is folded into its file beyond this size.
 WAL_BYTES_MAX = 64 * MIB
 

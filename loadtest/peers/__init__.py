@@ -7,6 +7,7 @@ Map
     plain_faust.py  a Faust agent over `take_events`
     quix.py         Quix Streams with a BatchingSink, in a virtual environment of its own (quix-requirements.txt)
     ceiling.py      Pintail's decoder and store on batches in memory: no Kafka, no Faust
+    sink_insert.py  the CPU of one row into ClickHouse: Pintail's insert, and insert() of clickhouse-connect
 
 Peers check nothing, park nothing, snapshot nothing and answer nothing. The last line of their output is a JSON object.
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -24,7 +24,16 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 from clickhouse_connect.driver.httputil import get_pool_manager
 
 from schemas.catalog import Catalog
-from schemas.clickhouse_ddl import create_table_sql, expected_columns, migration_sql, quote
+from schemas.clickhouse_ddl import (
+    PARTITION_KEYS,
+    create_table_sql,
+    expected_columns,
+    has_position_projection,
+    migration_sql,
+    order_by,
+    quote,
+    ttl,
+)
 from schemas.table import TableDefinition
 from streams import telemetry
 from streams.adapters.clickhouse_rows import beyond_the_short_calendar
@@ -51,7 +60,7 @@ CONNECTIONS_MAX = 8
 #: ClickHouse error codes that say "not now": time-outs, limits on load, memory and parts, read-only states, Keeper.
 _TRANSIENT_CODES = frozenset(
     {3, 159, 160, 164, 198, 202, 203, 209, 210, 225, 236, 241, 242, 243, 244, 279, 285, 286, 289, 305, 319}
-    | {373, 394, 415, 425, 439, 473, 499, 521, 626, 667, 722, 999}
+    | {373, 394, 415, 425, 439, 473, 499, 517, 521, 626, 667, 722, 999}
 )
 _TOO_MANY_PARTS_CODE = 252
 #: Codes that may be about one row's values: text, numbers, dates and UUIDs that cannot be converted (6, 26, 27, 38, 41,
@@ -67,8 +76,10 @@ _CALENDAR_PROBE = (
 )
 _MERGE_TREE = re.compile(r"(?:Replicated|Shared)?MergeTree\Z")
 _REPLACING_MERGE_TREE = re.compile(r"(?:Replicated|Shared)?ReplacingMergeTree\(.*\b_offset\b\)")
-#: A partition key that could spread one insert over several parts would break "all rows or none".
+#: What a table without a declared partition key may have: nothing that spreads one insert over several parts, which
+#: would break "all rows or none".
 _ATOMIC_PARTITION_KEYS = frozenset({"", "tuple()", "_partition", "(_partition)"})
+_TTL = re.compile(r"\bTTL (.+?)(?= SETTINGS |\Z)")
 
 
 class ClickHouseSink:
@@ -133,9 +144,9 @@ class ClickHouseSink:
             self._ensure_table(table)
 
     def last_offset(self, table: TableDefinition, topic_partition: TopicPartition) -> int | None:
-        """See Sink. Reads the sorting key of append tables and the projection of keyed ones: milliseconds."""
+        """See Sink. Reads the sorting key, or the projection where that does not find it: milliseconds."""
         name = self.qualified(table)
-        if table.is_keyed:
+        if has_position_projection(table):
             sql = f"SELECT max(_offset) FROM {name} WHERE _partition = {{partition:UInt32}} GROUP BY _partition"
         else:
             sql = (
@@ -243,6 +254,7 @@ class ClickHouseSink:
             for name, expected in expected_columns(table)
             if found.get(name) != expected
         ]
+        differences += self._codec_differences(table)
         differences += self._engine_differences(table)
         if differences:
             raise ClickHouseShapeError(
@@ -251,6 +263,24 @@ class ClickHouseSink:
                 hint=f"correct it with ALTER TABLE, or move it away (RENAME TABLE {self.qualified(table)} TO ...) and "
                 "Pintail creates it anew",
             )
+
+    def _codec_differences(self, table: TableDefinition) -> list[tuple[str, str, str]]:
+        """Only where the definition names codecs; an argument that it leaves out may be anything."""
+        declared = {column.name: column.codec for column in table.columns if column.codec}
+        if not declared:
+            return []
+        rows = self._rows(
+            "SELECT name, compression_codec FROM system.columns "
+            "WHERE database = {database:String} AND table = {name:String}",
+            database=self.database,
+            name=table.name,
+        )
+        found = {str(name): str(codec).removeprefix("CODEC(").removesuffix(")") for name, codec in rows}
+        return [
+            (f"CODEC of {name}", ", ".join(codec), found.get(name) or "(none)")
+            for name, codec in declared.items()
+            if not _is_codec(found.get(name, ""), codec)
+        ]
 
     def _engine_differences(self, table: TableDefinition) -> list[tuple[str, str, str]]:
         """What the engine must be for deliveries to be exact: kind, keys, deduplication window, a single topic."""
@@ -265,15 +295,19 @@ class ClickHouseSink:
         if table.is_keyed:
             if not _REPLACING_MERGE_TREE.match(engine):
                 differences.append(("ENGINE", "ReplacingMergeTree(_offset)", kind))
-            expected_key = ", ".join(_spelled(name) for name in table.primary_key)
-            # ClickHouse shows a key of one column in parentheses if it was created so.
-            found_key = sorting_key.removeprefix("(").removesuffix(")")
-            if found_key != expected_key:
-                differences.append(("ORDER BY", expected_key, found_key))
         elif not _MERGE_TREE.match(kind.split("(")[0]):
             differences.append(("ENGINE", "MergeTree", kind))
-        if partition_key not in _ATOMIC_PARTITION_KEYS:
-            differences.append(("PARTITION BY", "(none)", partition_key))
+        expected_key = ", ".join(_spelled(name) for name in order_by(table))
+        # ClickHouse shows a key of one column in parentheses if it was created so.
+        found_key = sorting_key.removeprefix("(").removesuffix(")")
+        if found_key != expected_key:
+            differences.append(("ORDER BY", expected_key, found_key or "(none)"))
+        expected_partitions = PARTITION_KEYS[table.clickhouse.partition_by]
+        if partition_key not in ({expected_partitions} if expected_partitions else _ATOMIC_PARTITION_KEYS):
+            differences.append(("PARTITION BY", expected_partitions or "(none)", partition_key or "(none)"))
+        found_ttl = _TTL.search(engine)
+        if (found_ttl[1] if found_ttl else "") != ttl(table):
+            differences.append(("TTL", ttl(table) or "(none)", found_ttl[1] if found_ttl else "(none)"))
         replicated = "replicated" if engine.startswith("Replicated") else "non_replicated"
         window = self._deduplication_window(engine, f"{replicated}_deduplication_window")
         if not window and not engine.startswith("Shared"):
@@ -349,6 +383,15 @@ class ClickHouseSink:
 def _spelled(name: str) -> str:
     """An identifier as `system.tables.sorting_key` shows it."""
     return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else quote(name)
+
+
+def _is_codec(found: str, declared: Sequence[str]) -> bool:
+    """`found` as `system.columns` shows it: every argument spelled out."""
+    parts = re.findall(r"\w+(?:\([^)]*\))?", found)
+    return len(parts) == len(declared) and all(
+        shown == wanted or ("(" not in wanted and shown.partition("(")[0] == wanted)
+        for shown, wanted in zip(parts, declared, strict=True)
+    )
 
 
 def _as_text(rows: list[tuple[str, str, str]]) -> str:

@@ -7,6 +7,7 @@ A micro-batch is exactly one contiguous offset range [lo, hi). Order of effects,
     4. advance   in memory only: the next BEFORE record carries the position on
 When ClickHouse refuses the insert because of what a row holds, nothing of [lo, hi) is there, and its two halves take
 its place as micro-batches of their own, down to the one record at fault, which is parked before the position moves on.
+Too many of them in a row speak against the table's rules, not the rows: then nothing more is parked until they change.
 A new owner reads the newest BEFORE record and w, the highest offset in the table. As an insert is all or nothing,
 w >= lo proves that [lo, hi) is complete. Otherwise it may be missing or still under way, so exactly [lo, hi) is
 replayed first: whichever insert lands second is dropped by its token. docs/adr/0008 has the reasoning.
@@ -39,9 +40,10 @@ from streams.errors import (
     SinkError,
     SinkFencedError,
     SinkOverloadedError,
+    SinkRejectedError,
     StaleEpochError,
 )
-from streams.limits import INGEST_BUFFER_BYTES_MAX
+from streams.limits import INGEST_BUFFER_BYTES_MAX, REFUSED_IN_A_ROW_MAX
 from streams.ports import DeadLetter, DeadLetters, Decoder, DeliveryIntents, ParkedRecord, ParkReason, Sink
 from streams.positions import OffsetRange, TopicPartition, next_offset_after
 from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatchBuffer, Pace
@@ -93,12 +95,14 @@ class Delivery:
         dead_letters: DeadLetters,
         limits: FlushLimits,
         buffer_bytes_max: int = INGEST_BUFFER_BYTES_MAX,
+        refused_in_a_row_max: int = REFUSED_IN_A_ROW_MAX,
     ) -> None:
         self.sink = sink
         self.intents = intents
         self.decoder = decoder
         self.dead_letters = dead_letters
         self.budget = BufferBudget(buffer_bytes_max)
+        self.refused_in_a_row_max = refused_in_a_row_max
         self.threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="delivery")
         self._limits = limits
         self._paces: dict[str, Pace] = {}
@@ -137,11 +141,12 @@ class PartitionDelivery:
         #: Delay until the next try; 0 while deliveries succeed.
         self.backoff_seconds = 0.0
         self._shared = shared
+        self._refused_in_a_row = 0
         self._backoff = Backoff(ceiling_seconds=BACKOFF_SECONDS_MAX)
         self._failing_since = 0.0
         self._is_pausing = False
         self._pace = shared.pace_of(table)
-        self._buffer = MicroBatchBuffer(self._pace)
+        self._buffer = MicroBatchBuffer(self._pace, table.clickhouse.partition_by)
         self._buffered_to: int | None = None
         self._arrived = asyncio.Event()
         self._advanced = asyncio.Event()
@@ -334,6 +339,7 @@ class PartitionDelivery:
         await retrying(lambda: self._shared.dead_letters.park([letter]), what="parking", backoff=Backoff())
         telemetry.RECORDS_PARKED.labels(self.table.name, letter.reason).inc()
         self.records_refused += 1
+        self._refused_in_a_row += 1
         self._advance_to(batch.next_offset)
 
     def _advance_to(self, next_offset: int) -> None:
@@ -353,8 +359,21 @@ class PartitionDelivery:
         self._is_inserting = True
         try:
             await self._in_thread(lambda: self._shared.sink.insert(self.table, self.topic_partition, offsets, rows))
+        except RowsRefusedError as refusal:
+            if self._refused_in_a_row >= self._shared.refused_in_a_row_max:
+                raise self._wrong_rule(refusal) from refusal
+            raise
         finally:
             self._is_inserting = False
+
+    def _wrong_rule(self, refusal: RowsRefusedError) -> SinkRejectedError:
+        return SinkRejectedError(
+            f"ClickHouse refused {self._refused_in_a_row} records in a row, which are parked, and refuses the next: "
+            f"{refusal.message}",
+            code=refusal.code,
+            hint=f"if a rule of table {self.table.name!r} or of a view behind it is wrong, correct it: this goes on by "
+            "itself; if it is right, raise PINTAIL_SINK_REFUSED_IN_A_ROW_MAX, and the records are parked",
+        )
 
     async def _read_last_offset(self) -> int | None:
         return await self._in_thread(lambda: self._shared.sink.last_offset(self.table, self.topic_partition))
@@ -394,6 +413,7 @@ class PartitionDelivery:
     def _count_insert(self, rows: int, seconds: float) -> None:
         self.rows_delivered += rows
         self.inserts += 1
+        self._refused_in_a_row = 0
         self._pace.inserted(seconds)
         telemetry.ROWS_DELIVERED.labels(self.table.name, self.topic_partition.partition).inc(rows)
         telemetry.DELIVERY_SECONDS.observe(seconds)

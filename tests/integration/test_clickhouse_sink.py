@@ -12,7 +12,18 @@ import pytest
 from clickhouse_connect.driver.client import Client
 
 from schemas.catalog import Catalog
-from schemas.table import ArrayType, Column, Migration, ScalarKind, ScalarType, StructField, StructType, TableDefinition
+from schemas.table import (
+    ArrayType,
+    ClickHouseOptions,
+    Column,
+    Migration,
+    PartitionBy,
+    ScalarKind,
+    ScalarType,
+    StructField,
+    StructType,
+    TableDefinition,
+)
 from streams.adapters.clickhouse_rows import delivery_table
 from streams.adapters.clickhouse_sink import ClickHouseSink
 from streams.adapters.duckdb_decoder import DuckDBDecoder
@@ -293,6 +304,56 @@ def test_an_additive_migration_is_applied_and_older_workers_go_on(
     deliver(sink, old, log, start=2)
     rows = client.query(f"SELECT id, note FROM {old.name} ORDER BY _offset").result_rows
     assert rows == [(0, None), (1, "x"), (2, None)]
+
+
+def test_a_migration_is_safe_from_several_workers_at_once(clickhouse_url: str, unique_name: Named) -> None:
+    table = append_table(unique_name("m"))
+    first = Migration(1, "001_create.sql", table.columns)
+    added = tuple(Column(f"note_{n}", ScalarType(ScalarKind.VARCHAR)) for n in range(4))
+    later = tuple(Migration(n, f"00{n}_note.sql", (column,)) for n, column in enumerate(added, start=2))
+    new = replace(table, columns=(*table.columns, *added), migrations=(first, *later))
+    sinks = [ClickHouseSink(clickhouse_url) for _ in range(4)]
+    sinks[0].ensure_tables(Catalog((table,)))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda sink: sink.ensure_tables(Catalog((new,))), sinks))
+    assert list(sinks[0].columns(new))[: len(new.columns)] == list(new.column_names)
+    for sink in sinks:
+        sink.close()
+
+
+def laid_out(table: TableDefinition) -> TableDefinition:
+    """With an order, parts by day, a life time and a codec."""
+    columns = (Column("id", table.columns[0].type, False, ("Delta", "ZSTD(3)")), *table.columns[1:])
+    options = ClickHouseOptions(("id",), PartitionBy.DAY, retention_seconds=36_500 * 86_400)
+    return replace(table, columns=columns, retention_seconds=86_400 * 30_000, clickhouse=options)
+
+
+def test_the_layout_of_a_definition_is_what_clickhouse_has_and_another_one_is_refused(
+    sink: ClickHouseSink, client: Client, unique_name: Named
+) -> None:
+    plain = append_table(unique_name("l"))
+    table = laid_out(plain)
+    sink.ensure_tables(Catalog((table,)))
+    sink.ensure_tables(Catalog((table,)))
+    deliver(sink, table, log_of(table, *((None, {"id": n}) for n in range(5))))
+    assert sink.last_offset(table, TopicPartition(table.topic, 0)) == 4
+    assert sink.last_offset(table, TopicPartition(table.topic, 1)) is None
+    ((shown,),) = client.query(f"SELECT create_table_query FROM system.tables WHERE name = '{table.name}'").result_rows
+    for words in (
+        "`id` Int64 CODEC(Delta(8), ZSTD(3))",
+        "PARTITION BY toYYYYMMDD(_timestamp) ORDER BY (id, _partition, _offset)",
+        "TTL _timestamp + toIntervalSecond(3153600000)",
+    ):
+        assert words in shown
+    with pytest.raises(ClickHouseShapeError) as refused:
+        sink.ensure_tables(Catalog((replace(table, clickhouse=ClickHouseOptions(), retention_seconds=None),)))
+    for difference in ("ORDER BY", "PARTITION BY", "TTL"):
+        assert f"  {difference} " in refused.value.message
+    other = replace(table, columns=(replace(table.columns[0], codec=("LZ4",)), *table.columns[1:]))
+    with pytest.raises(ClickHouseShapeError, match=r"CODEC of id +LZ4 +Delta\(8\), ZSTD\(3\)"):
+        sink.ensure_tables(Catalog((other,)))
+    one_setting_less = replace(table, columns=(replace(table.columns[0], codec=("Delta", "ZSTD")), *table.columns[1:]))
+    sink.ensure_tables(Catalog((one_setting_less,)))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from pathlib import Path
@@ -14,10 +15,12 @@ from schemas.arrow_schema import rows_schema
 from schemas.parser import parse_table
 from schemas.table import (
     ArrayType,
+    ClickHouseOptions,
     Column,
     ColumnType,
     ExtraFields,
     Migration,
+    PartitionBy,
     RecordFormat,
     ScalarKind,
     ScalarType,
@@ -92,20 +95,45 @@ def table_definitions(draw: st.DrawFn) -> TableDefinition:
     columns = [Column(name, draw(scalar_types(_KEY_KINDS)), nullable=False) for name in names[:key_length]]
     columns += [Column(name, draw(column_types), draw(st.booleans())) for name in names[key_length:]]
     key = tuple(draw(st.permutations(names[:key_length])))
+    columns = [replace(column, codec=draw(codecs(column))) for column in columns]
     columns = draw(st.permutations(columns))
     for_extra = [c.name for c in columns if c.type == ScalarType(ScalarKind.JSON) and c.nullable]
     extra_fields = draw(st.sampled_from(ExtraFields) if for_extra else st.sampled_from(["ignore", "park"]))
+    retention = draw(st.none() | st.integers(1, 36_500 * 86_400))
     return TableDefinition(
         name="things",
         topic=draw(st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}", fullmatch=True)),
         columns=tuple(columns),
         primary_key=key,
         partitions=draw(st.integers(1, 1024)),
-        retention_seconds=draw(st.none() | st.integers(1, 36_500 * 86_400)),
+        retention_seconds=retention,
         format=draw(st.sampled_from(RecordFormat)),
         extra_fields=ExtraFields(extra_fields),
         extra_column=draw(st.sampled_from(for_extra)) if extra_fields == "keep" else None,
         migrations=(Migration(1, "001_create.sql", tuple(columns)),),
+        clickhouse=draw(clickhouse_options(columns, is_keyed=bool(key), retention=retention)),
+    )
+
+
+def codecs(column: Column) -> st.SearchStrategy[tuple[str, ...]]:
+    """What ClickHouse takes for a column of that type."""
+    everywhere: list[tuple[str, ...]] = [(), (), (), ("LZ4",), ("ZSTD(3)",), ("NONE",)]
+    if column.type in (ScalarType(ScalarKind.BIGINT), ScalarType(ScalarKind.TIMESTAMP)):
+        everywhere += [("Delta", "ZSTD"), ("DoubleDelta",), ("T64", "LZ4HC(9)")]
+    return st.sampled_from(everywhere)
+
+
+@st.composite
+def clickhouse_options(
+    draw: st.DrawFn, columns: Sequence[Column], *, is_keyed: bool, retention: int | None
+) -> ClickHouseOptions:
+    plain = [c.name for c in columns if not c.nullable and isinstance(c.type, ScalarType) and "," not in c.name]
+    order_by = draw(st.lists(st.sampled_from(plain), max_size=2, unique=True)) if plain and not is_keyed else []
+    kept: list[int | None] = [None, 0] if retention is None else [None, 0, 36_500 * 86_400]
+    return ClickHouseOptions(
+        order_by=tuple(order_by),
+        partition_by=draw(st.sampled_from([None, PartitionBy.PARTITION] if is_keyed else [None, *PartitionBy])),
+        retention_seconds=draw(st.sampled_from(kept)),
     )
 
 

@@ -90,7 +90,9 @@ class Setting:
             raise self.schema_faults.pop(0)
         return DECODER.decode(table, batch)
 
-    def assign(self, *, rows_max: int = 100, buffer_bytes_max: int = 1 << 20) -> PartitionDelivery:
+    def assign(
+        self, *, rows_max: int = 100, buffer_bytes_max: int = 1 << 20, refused_in_a_row_max: int = 100
+    ) -> PartitionDelivery:
         """A new owner."""
         limits = FlushLimits(rows_max=rows_max, bytes_max=1 << 20, age_seconds_max=0.01)
         self.shared.append(
@@ -101,6 +103,7 @@ class Setting:
                 dead_letters=self.dead_letters,
                 limits=limits,
                 buffer_bytes_max=buffer_bytes_max,
+                refused_in_a_row_max=refused_in_a_row_max,
             )
         )
         return self.shared[-1].open(TP, TABLE)
@@ -381,6 +384,27 @@ async def test_rows_that_clickhouse_refuses_are_parked_and_the_rest_goes_on(sett
     # Each insert under a record of its own, made before it: a new owner always knows what may be under way.
     assert set(setting.sink.tokens) <= set(setting.ranges)
     assert setting.shared[0].budget.bytes_used == 0
+
+
+async def test_a_rule_that_refuses_everything_stops_the_delivery_until_it_is_lifted(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "BACKOFF_SECONDS_MAX", 0.02)
+    first, *others = setting.log.deliverable
+    setting.sink.refused = set(others)
+    owner = setting.assign(refused_in_a_row_max=7)
+    resume = await owner.start()
+    await submit_all(owner, setting.log, resume, Random(6))
+    await until(lambda: owner.failures > 2)
+    assert "7 records in a row" in str(owner.failure)
+    assert "SINK_REFUSED_IN_A_ROW_MAX" in owner.failure.hint  # type: ignore[union-attr]
+    assert [letter.offset for letter in setting.dead_letters.letters] == others[:7]
+    setting.sink.refused = set()
+    async with asyncio.timeout(SECONDS_MAX):
+        await owner.wait_until_delivered(setting.log.next_offset)
+    assert setting.sink.offsets == [first, *others[7:]]
+    assert owner.failure is None
+    await owner.stop()
 
 
 async def test_a_refused_range_that_landed_before_is_not_split(setting: Setting) -> None:

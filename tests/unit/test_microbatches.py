@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from schemas.table import PartitionBy
 from streams.batches import RecordBatch, joined
 from streams.positions import OffsetRange, TopicPartition
 from streams.processes.microbatches import BufferBudget, FlushLimits, MicroBatchBuffer, Pace
@@ -46,23 +47,31 @@ def test_nothing_is_due_without_records() -> None:
     assert buffer_of().due_in_seconds() is None
 
 
-def test_age_is_that_of_the_oldest_record(log: PartitionLog) -> None:
+def test_age_counts_from_the_micro_batch_before_so_that_what_follows_a_pause_does_not_wait(log: PartitionLog) -> None:
     buffer = buffer_of(log.batch(0, 10), age=100.0)
-    first = buffer.due_in_seconds()
+    assert due_in(buffer) <= 0
+    buffer.take()
     buffer.put(log.batch(10, 20), counted_bytes=0)
-    later = buffer.due_in_seconds()
-    assert first is not None
-    assert later is not None
-    assert 90 < later <= first <= 100
-    assert buffer_of(log.batch(0, 10), age=0.0).due_in_seconds() <= 0  # type: ignore[operator]
+    first = due_in(buffer)
+    buffer.put(log.batch(20, 30), counted_bytes=0)
+    assert 90 < due_in(buffer) <= first <= 100
+    assert buffer.take().offsets == (10, 30)
+
+
+def due_in(buffer: MicroBatchBuffer) -> float:
+    seconds = buffer.due_in_seconds()
+    assert seconds is not None
+    return seconds
 
 
 @pytest.mark.parametrize("limit", [{"rows": 100}, {"size_bytes": 12_000}])
 def test_rows_and_bytes_make_it_due_at_once(limit: dict[str, int], log: PartitionLog) -> None:
-    buffer = buffer_of(log.batch(0, 50), **limit)
-    assert buffer.due_in_seconds() != 0
+    buffer = buffer_of(log.batch(0, 1), **limit)
+    buffer.take()
+    buffer.put(log.batch(1, 50), counted_bytes=0)
+    assert due_in(buffer) > 0
     buffer.put(log.batch(50, 250), counted_bytes=0)
-    assert buffer.due_in_seconds() == 0
+    assert due_in(buffer) == 0
 
 
 def test_taking_everything_loses_no_record_and_no_counted_byte(log: PartitionLog) -> None:
@@ -91,6 +100,53 @@ def test_a_replay_is_cut_at_its_edges_however_fetches_are_cut(seed: int, log: Pa
     assert buffer.replay is None
     if buffer.due_in_seconds() is not None:
         assert buffer.take().offsets.lo == hi
+
+
+DAY_MS = 86_400_000
+
+
+def stamped(days: list[float], first_offset: int = 0) -> RecordBatch:
+    """One record per entry, so many days after 2026-01-31."""
+    start_ms, next_offset = 1_769_817_600_000, first_offset + len(days)
+    return RecordBatch(
+        "t",
+        0,
+        first_offset,
+        next_offset,
+        values=[b"{}"] * len(days),
+        keys=[None] * len(days),
+        offsets=list(range(first_offset, next_offset)),
+        timestamps_ms=[start_ms + int(day * DAY_MS) for day in days],
+    )
+
+
+@pytest.mark.parametrize(
+    ("partition_by", "ends"),
+    [
+        (None, [8]),
+        (PartitionBy.PARTITION, [8]),
+        (PartitionBy.DAY, [1, 3, 4, 5, 7, 8]),
+        (PartitionBy.MONTH, [1, 3, 4, 8]),
+    ],
+)
+def test_a_micro_batch_ends_where_clickhouse_would_begin_another_part(
+    partition_by: PartitionBy | None, ends: list[int]
+) -> None:
+    buffer = MicroBatchBuffer(Pace(FlushLimits(age_seconds_max=NEVER)), partition_by)
+    for batch in (stamped([0.9, 1.0, 1.5]), stamped([0.5, 1.5, 2.0, 2.9, 3.0], first_offset=3)):
+        buffer.put(batch, counted_bytes=0)
+    taken = []
+    while buffer.due_in_seconds() is not None:
+        assert due_in(buffer) <= 0, "what was cut off by its time waits for nothing"
+        taken.append(buffer.take().offsets)
+    assert [offsets.hi for offsets in taken] == ends
+
+
+def test_a_replay_is_not_cut_by_time() -> None:
+    buffer = MicroBatchBuffer(Pace(FlushLimits()), PartitionBy.DAY)
+    buffer.replay = OffsetRange(0, 3)
+    buffer.put(stamped([0, 1, 2, 3]), counted_bytes=0)
+    assert [buffer.take().offsets.hi, buffer.take().offsets.hi] == [3, 4]
 
 
 async def test_the_budget_admits_what_fits_and_one_that_never_would() -> None:

@@ -16,7 +16,7 @@ from faust.types import TP
 
 from agents import fetched_batches
 from agents.fetched_batches import ByteBudget, drain
-from agents.transport import PAUSE_SECONDS, BatchConsumer, BatchConsumerThread
+from agents.transport import FETCH_WAIT_MS_MAX, PAUSE_WAITS, BatchConsumer, BatchConsumerThread
 from streams.batches import RECORD_OVERHEAD_BYTES, RecordBatch
 from streams.limits import GATHERED_BYTES
 from streams.positions import TopicPartition
@@ -282,5 +282,6 @@ async def test_the_broker_gathers_for_a_fetch_that_follows_another_one_and_not_a
     fetcher._fetch_min_bytes = 1
     assert await thread._next_batches(fetcher, {FLIGHTS}, 1.0)
     assert fetcher._fetch_min_bytes == GATHERED_BYTES
-    assert await thread._next_batches(fetcher, {FLIGHTS}, 2 * PAUSE_SECONDS) == {}
+    pause_seconds = PAUSE_WAITS * FETCH_WAIT_MS_MAX / 1000
+    assert await thread._next_batches(fetcher, {FLIGHTS}, 2 * pause_seconds) == {}
     assert fetcher._fetch_min_bytes == 1
