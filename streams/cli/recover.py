@@ -17,6 +17,7 @@ from schemas.catalog import load_catalog
 from streams.adapters.duckdb_file import FileLock
 from streams.adapters.redis_snapshots import open_snapshot_repository
 from streams.adapters.snapshot_codec import SnapshotCodec
+from streams.cli.status import addresses_of, reports_of
 from streams.config import Settings, load_settings
 from streams.errors import ConfigurationError, RecoveryRefusedError, StoreLockedError
 from streams.processes.recovery import SnapshotRestore
@@ -75,10 +76,21 @@ def _folder_of(settings: Settings, partition: int, worker: str) -> Path:
     if not holders:
         raise ConfigurationError(f"no worker has had partition {partition} in {stores}", hint=_where(stores))
     names = ", ".join(holder.name for holder in holders)
+    if (name := _reported_holder(settings, partition)) in {holder.name for holder in holders}:
+        return stores / str(name)
     raise ConfigurationError(
         f"several workers have had partition {partition} in {stores}: {names}",
         hint="say which one holds it now (its /ready lists it): --worker NAME",
     )
+
+
+def _reported_holder(settings: Settings, partition: int) -> str | None:
+    """The worker that says it holds the partition, if workers can be asked."""
+    try:
+        reports = reports_of(addresses_of(settings, []))
+    except ConfigurationError:
+        return None
+    return next((each.name for each in reports if str(partition) in each.partitions), None)
 
 
 def _where(stores: Path) -> str:

@@ -87,6 +87,10 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
     system.publish(topic, json.dumps({"number": 100}), partition=1)
     wait_for(lambda: system.partitions_of("store-0")["1"]["next_offsets"][topic] == 1, "the other partition goes on")
 
+    status = system.pintail("status")
+    assert status.returncode == 1
+    assert "store-0 0: log gap" in status.stdout
+
     # The way out, without a restart.
     process = system.stack.process("store-0").pid
     done = system.pintail("recover", "--partition", "0", "--from", "log")
