@@ -56,6 +56,15 @@ class System:
         assert self._producer.flush(30) == 0
         return Position(topic, int(written[0].partition()), int(written[0].offset()))
 
+    def send(self, topic: str, value: bytes | str | None, *, key: str | None = None, partition: int) -> None:
+        """Writes one record without waiting for it; `flush` waits for all."""
+        self._producer.produce(topic, key=key, value=value, partition=partition)
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        """Waits until what was sent is acknowledged."""
+        assert self._producer.flush(30) == 0
+
     def query_after(self, position: Position, sql: str, params: Any = None, **options: Any) -> Answer:
         """Asks so that the answer reflects the record at `position`."""
         return self.query_after_all([position], sql, params, **options)

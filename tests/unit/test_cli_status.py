@@ -68,7 +68,7 @@ def test_every_partition_has_a_line_and_every_failure_is_said_in_full(
     monkeypatch.setattr(Answering, "body", json.dumps(REPORT).encode())
     text = shown({worker: ""})
     first = next(line for line in text.splitlines() if "serving" in line)
-    assert first.split() == "store-7 0 serving snapshot 12 4 a 10, b 2 3 13".split()
+    assert first.split() == ["store-7", "0", "serving", "snapshot", "12", "4", "a", "10,", "b", "2", "3", "13"]
     assert "replaying 42%" in text
     assert "store-7 1: log gap in a[1] [0, 5)" in text
     report = as_json(reports_of({worker: ""}))
