@@ -70,7 +70,7 @@ def test_invariant_7_what_is_written_is_proven_meanwhile_and_every_tampering_is_
 
     def keep_writing() -> None:
         number = 600
-        while not stop.is_set():
+        while not stop.wait(0.05):
             fill(system, number, 20)
             number += 20
 
