@@ -15,11 +15,13 @@ import typer
 
 from schemas.catalog import load_catalog
 from streams.adapters.duckdb_file import FileLock
+from streams.adapters.kafka_log_reader import KafkaLogReader
 from streams.adapters.redis_snapshots import open_snapshot_repository
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.cli.status import addresses_of, reports_of
 from streams.config import Settings, load_settings
 from streams.errors import ConfigurationError, RecoveryRefusedError, StoreLockedError
+from streams.positions import TopicPartition
 from streams.processes.recovery import SnapshotRestore
 from streams.processes.recovery_orders import OrderOutcome, RecoveryOrder, RecoveryOrders, RecoverySource
 
@@ -99,10 +101,24 @@ def _where(stores: Path) -> str:
 
 
 async def _check_version(settings: Settings, partition: int, version: int) -> None:
-    """Raises SnapshotNotFoundError, and what makes the version unreadable."""
-    settings.require("redis", "snapshot_key")
+    """Raises SnapshotNotFoundError, what makes the version unreadable, and RecoveryRefusedError if the log does not
+    continue where it ends."""
+    settings.require("kafka", "redis", "snapshot_key")
     async with open_snapshot_repository(settings) as repository:
-        await SnapshotRestore(repository, SnapshotCodec.from_settings(settings), partition, version).manifest()
+        restore = SnapshotRestore(repository, SnapshotCodec.from_settings(settings), partition, version)
+        manifest = await restore.manifest()
+    async with KafkaLogReader(settings) as log:
+        for topic, next_offset in sorted(manifest.next_offsets.items()):
+            source = TopicPartition(topic, partition)
+            if source not in await log.partitions(topic):
+                continue
+            marks = (await log.watermarks([source]))[source]
+            if not marks.low <= next_offset <= marks.high:
+                raise RecoveryRefusedError(
+                    f"snapshot version {version} continues at offset {next_offset} of {source}, "
+                    f"but the log holds [{marks.low}, {marks.high})",
+                    hint="choose a version that the log continues, or --from log or clickhouse",
+                )
 
 
 def _check_idle(orders: RecoveryOrders, folder: Path, partition: int) -> None:
