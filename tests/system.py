@@ -67,7 +67,7 @@ class System:
         assert self._producer.flush(30) == 0
         return Position(topic, int(written[0].partition()), int(written[0].offset()))
 
-    def send(self, topic: str, value: bytes | str | None, *, key: str | None = None, partition: int) -> None:
+    def send(self, topic: str, value: bytes | str | None, *, key: bytes | str | None = None, partition: int) -> None:
         """Writes one record without waiting for it; `flush` waits for all."""
         self._producer.produce(topic, key=key, value=value, partition=partition)
         self._producer.poll(0)

@@ -159,6 +159,13 @@ class AuditWorkspace:
             f"AND NOT EXISTS (FROM records r WHERE r._offset = l._offset AND kind = {_PARKED})"
         )
 
+    def letters_of_sink(self, offsets: OffsetRange) -> list[int]:
+        """Offsets of the dead letters of rows that the sink refused."""
+        return self._offsets(
+            f"SELECT _offset FROM letters WHERE partition = {self._partition} AND reason = "
+            f"'{ParkReason.REFUSED_BY_SINK}' AND {_within(offsets)}"
+        )
+
     def first_letter(self) -> int | None:
         """The lowest offset of the partition that any letter is of."""
         offset = self._rows(f"SELECT min(_offset) FROM letters WHERE partition = {self._partition}")[0][0]

@@ -234,7 +234,8 @@ class Inspection:
         lower = name.lower() if name.isascii() else ""
         if lower in scope:
             return scope[lower]
-        if lower == LEDGER_VIEW:
+        if lower == LEDGER_VIEW:  # it tells of every table, so whoever asks for it must be allowed to read them all
+            self.tables.update(table.name for table in self.catalog.tables)
             return 1
         if lower not in self._by_lower_name:
             self._refuse_table(name)

@@ -26,7 +26,7 @@ from streams.cli.output import table_console
 from streams.client.async_client import AsyncClient
 from streams.config import Settings, load_settings
 from streams.errors import ConfigurationError
-from streams.processes.audit import AuditParts, PartitionAudit, audit
+from streams.processes.audit import AuditParts, PartitionAudit, Verdict, audit
 
 #: Digests of a whole table take ClickHouse longer than an insert.
 _REPLY_SECONDS_MAX = 600
@@ -46,18 +46,24 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     deadline_seconds: Annotated[float, typer.Option(min=1, help="For store and sink to reach the log's end.")] = 120,
 ) -> None:
-    """Prove that log, stores, dead letters and ClickHouse agree, or name what does not. Exit status 0 if proven."""
+    """Prove that log, stores, dead letters and ClickHouse agree, or name what does not. Exit status 1 if not proven."""
     settings = load_settings()
     settings.require("kafka", *(("clickhouse",) if sink else ()))
     catalog = load_catalog(settings.tables_dir)
     chosen = _chosen(catalog, table or [])
     audits = asyncio.run(_audits(settings, catalog, chosen, deadline_seconds, quiet=json))
-    is_proven = bool(audits) and all(each.is_proven for each in audits)
+    verdict = _verdict_of(audits)
     if json:
-        print(orjson.dumps(as_json(audits, is_proven), option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(as_json(audits, verdict), option=orjson.OPT_INDENT_2).decode())
     else:
-        _show(audits, is_proven, has_sink=bool(settings.clickhouse))
-    raise typer.Exit(0 if is_proven else 1)
+        _show(audits, verdict, has_sink=bool(settings.clickhouse))
+    raise typer.Exit(1 if verdict is Verdict.NOT_PROVEN else 0)
+
+
+def _verdict_of(audits: list[PartitionAudit]) -> Verdict:
+    """The weakest of them: `Verdict` lists them from strong to weak."""
+    verdicts = {each.verdict for each in audits} or {Verdict.NOT_PROVEN}
+    return max(verdicts, key=list(Verdict).index)
 
 
 def _chosen(catalog: Catalog, names: list[str]) -> list[TableDefinition]:
@@ -94,23 +100,27 @@ async def _audits(
                 async for each in audit(parts, tables):
                     audits.append(each)
                     if not quiet:
-                        outcome = "proven" if each.is_proven else "NOT proven"
-                        print(f"{each.topic_partition} {each.offsets}: {outcome}", file=sys.stderr)
+                        print(f"{each.topic_partition} {each.offsets}: {_in_words(each)}", file=sys.stderr)
             finally:
                 if clickhouse:
                     await asyncio.to_thread(clickhouse.close)
     return audits
 
 
-def as_json(audits: list[PartitionAudit], is_proven: bool) -> dict[str, Any]:
+def _in_words(audit: PartitionAudit) -> str:
+    words = {Verdict.PROVEN: "proven", Verdict.PROVEN_FROM_START: f"proven from {audit.offsets.lo}"}
+    return words.get(audit.verdict, "NOT proven")
+
+
+def as_json(audits: list[PartitionAudit], verdict: Verdict) -> dict[str, Any]:
     """For programs."""
     return {
-        "proven": is_proven,
+        "verdict": verdict,
         "partitions": [
             {
                 "topic": each.topic_partition.topic,
                 "partition": each.topic_partition.partition,
-                "proven": each.is_proven,
+                "verdict": each.verdict,
                 "first_offset": each.offsets.lo,
                 "next_offset": each.offsets.hi,
                 "rows": each.rows,
@@ -138,7 +148,7 @@ def as_json(audits: list[PartitionAudit], is_proven: bool) -> dict[str, Any]:
     }
 
 
-def _show(audits: list[PartitionAudit], is_proven: bool, *, has_sink: bool) -> None:
+def _show(audits: list[PartitionAudit], verdict: Verdict, *, has_sink: bool) -> None:
     listing = Table("partition", "offsets", "rows", "deletes", "parked", "in store", "in sink", "", box=None)
     for number in range(1, 7):
         listing.columns[number].justify = "right"
@@ -148,7 +158,7 @@ def _show(audits: list[PartitionAudit], is_proven: bool, *, has_sink: bool) -> N
             str(each.topic_partition),
             str(each.offsets),
             *("" if count is None else f"{count:,}" for count in counts),
-            "proven" if each.is_proven else "NOT proven",
+            _in_words(each),
         )
     table_console().print(listing, markup=False)
     for each in audits:
@@ -161,4 +171,8 @@ def _show(audits: list[PartitionAudit], is_proven: bool, *, has_sink: bool) -> N
         for text in (*each.open, *each.notes):
             print(f"{each.topic_partition} {text}")
     what = "in = state = sink" if has_sink else "in = state (ClickHouse is not set)"
-    print(f"{'proven' if is_proven else 'NOT proven'}: {what}" if audits else "NOT proven: no topic of a table exists")
+    words = {
+        Verdict.PROVEN: f"proven: {what}",
+        Verdict.PROVEN_FROM_START: f"proven from where the log begins: {what}; what it has lost cannot be proven",
+    }
+    print(words.get(verdict, f"NOT proven: {what}"))

@@ -82,7 +82,7 @@ def _folder_of(settings: Settings, partition: int, worker: str) -> Path:
         return stores / str(name)
     raise ConfigurationError(
         f"several workers have had partition {partition} in {stores}: {names}",
-        hint="say which one holds it now (its /ready lists it): --worker NAME",
+        hint="say which one holds it now (`pintail status` shows it): --worker NAME",
     )
 
 
@@ -149,7 +149,7 @@ def _outcome_of(orders: RecoveryOrders, order: RecoveryOrder, folder: Path, dead
             state = "is under way" if pending is not None and pending.is_begun else "was not begun: is the worker up?"
             raise RecoveryRefusedError(
                 f"recovery of partition {order.partition} {state} after {deadline_seconds:g} s",
-                hint=f"the order stays in {folder}; the worker's /ready shows how it goes on",
+                hint=f"the order stays in {folder}; `pintail status` shows how it goes on",
             )
         time.sleep(_PAUSE_SECONDS)
 
@@ -160,7 +160,7 @@ def _report(order: RecoveryOrder, outcome: OrderOutcome) -> None:
     if outcome.failure is not None:
         raise RecoveryRefusedError(
             f"partition {order.partition} was not recovered from {order.source}: {outcome.failure}",
-            hint="the worker's /ready shows what it does now",
+            hint="`pintail status` shows what it does now",
         )
     positions = ", ".join(f"{topic} {offset}" for topic, offset in sorted(outcome.next_offsets.items()))
     print(f"partition {order.partition} serves again, recovered from {order.source}, at {positions}")

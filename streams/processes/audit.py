@@ -8,8 +8,9 @@
     6. search     ranges that differ are asked for row by row, at a later position, up to which the log is read on
 The system may go on all the while. Nothing is held in memory but sums: the log's digests lie in a workspace on disk.
 
-What the log has lost cannot be proven from it: below its start, only the offsets that the store and the sink hold are
-compared with each other. Rows that retention is about to delete count on no side. Called by streams/cli/audit.py.
+What the log has lost cannot be proven from it: a partition whose log begins later is `proven from` there on, and below
+that only the offsets that the store and the sink hold are compared with each other. Rows that retention is about to
+delete count on no side. Called by streams/cli/audit.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
@@ -129,6 +130,17 @@ class Kind(StrEnum):
     MISCOUNTED = "miscounted"
 
 
+class Verdict(StrEnum):
+    """What an audit amounts to."""
+
+    #: in = state = sink, from offset 0 on.
+    PROVEN = "proven"
+    #: in = state = sink, as far back as the log goes. Of what it has lost, nothing that can be compared differs.
+    PROVEN_FROM_START = "proven_from_start"
+    #: Something differs, or could not be asked.
+    NOT_PROVEN = "not_proven"
+
+
 @dataclass(frozen=True)
 class Difference:
     """A range that is not as the log says. `records` is None where they were not counted."""
@@ -146,10 +158,10 @@ class Difference:
 
 @dataclass
 class PartitionAudit:
-    """What the audit of one topic partition found. It is proven if nothing differs and nothing was left open."""
+    """What the audit of one topic partition found."""
 
     topic_partition: TopicPartition
-    #: What was proven from the log.
+    #: What the log holds of it, from which alone something can be proven.
     offsets: OffsetRange
     #: Of that range: records, and what must have become of them.
     rows: int = 0
@@ -166,9 +178,11 @@ class PartitionAudit:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def is_proven(self) -> bool:
-        """True if in = state = sink."""
-        return not self.differences and not self.open
+    def verdict(self) -> Verdict:
+        """What this amounts to."""
+        if self.differences or self.open:
+            return Verdict.NOT_PROVEN
+        return Verdict.PROVEN if self.offsets.lo == 0 else Verdict.PROVEN_FROM_START
 
 
 @dataclass(frozen=True)
@@ -195,9 +209,15 @@ async def audit(parts: AuditParts, tables: Sequence[TableDefinition]) -> AsyncIt
     deadline = time.monotonic() + parts.deadline_seconds
     for table in tables:
         await in_thread(parts.workspace.begin_table, table)
-        letters = _Letters(parts, table, is_compacted=await parts.log.is_compacted(table.topic))
-        for topic_partition in sorted(each for each in bounds if each.topic == table.topic):
-            yield await _Partition(parts, table, topic_partition, bounds[topic_partition], letters, deadline).run()
+        letters: _Letters | None = None
+        for topic_partition in (TopicPartition(table.topic, number) for number in range(table.partitions)):
+            if topic_partition not in bounds:
+                yield PartitionAudit(topic_partition, OffsetRange(0, 0), open=["Kafka has no such partition"])
+                continue
+            letters = letters or _Letters(parts, table, is_compacted=await parts.log.is_compacted(table.topic))
+            low = (await parts.log.watermarks([topic_partition]))[topic_partition].low  # retention goes on meanwhile
+            marks = Watermarks(low, max(low, bounds[topic_partition].high))
+            yield await _Partition(parts, table, topic_partition, marks, letters, deadline).run()
 
 
 class _Letters:
@@ -238,7 +258,6 @@ def _letters_of(batch: RecordBatch, topic: str) -> list[tuple[int, int, str]]:
 class _Answer:
     """What a copy said of one range."""
 
-    copy: Copy
     asked: AuditedRange
     holdings: Holdings
 
@@ -261,40 +280,38 @@ class _Partition:
         self._key = _key_of(topic_partition.partition, parts.query_partitions)
         self._read_to = marks.low
         self._result = PartitionAudit(topic_partition, self._offsets)
-        self._ledger: list[tuple[OffsetRange, tuple[int, int, int]]] = []
+        self._ledger: list[tuple[OffsetRange, tuple[int, int, int]]] | None = None
+        #: How far each side says that it is.
+        self._passed: dict[Copy, int] = {}
 
     async def run(self) -> PartitionAudit:
         """Never raises because of what it finds; a side that cannot be asked leaves the result open."""
         result = self._result
-        if self._marks.high == 0:
-            return result
         await in_thread(self._parts.workspace.begin_partition, self._tp.partition)
-        answers: list[_Answer] = []
+        answers: dict[Copy, list[_Answer]] = {}
+        below: dict[Copy, list[_Answer]] = {}
         for copy in self._copies():
             try:
                 # 2. pass
-                await (self._store_passes() if copy is Copy.STORE else self._sink_passes())
+                self._passed[copy] = await (self._store_passes() if copy is Copy.STORE else self._sink_passes())
                 # 3. ask
-                answers += [_Answer(copy, asked, await self._holdings(copy, asked)) for asked in self._ranges()]
+                below[copy] = [await self._answer(copy, asked) for asked in self._ranges(0, self._offsets.lo)]
+                answers[copy] = [await self._answer(copy, asked) for asked in self._ranges(*self._offsets)]
                 if copy is Copy.STORE:
                     await self._ask_ledger()
             except PintailError as error:
                 result.open.append(f"{copy}: {in_words(error)}")
-        # 4. read
-        ends = [position for answer in answers if (position := answer.holdings.position)]
-        ends += [offsets.hi for offsets, _ in self._ledger]
-        await self._read_log(max([self._marks.high, *ends]))
-        # 5. compare
-        workspace = self._parts.workspace
-        result.rows, result.deletes, result.parked = await in_thread(workspace.counts, self._offsets)
-        result.refused_by_sink = await in_thread(workspace.refused, self._offsets)
-        await self._compare_letters()
-        await self._compare_ledger()
-        for copy in self._copies():
-            own = [answer for answer in answers if answer.copy is copy]
-            if own:
+        try:
+            # 4. read
+            await self._read_log(await self._compare_ends())
+            # 5. compare
+            await self._compare_letters()
+            await self._compare_ledger()
+            for copy, own in answers.items():
                 await self._compare(copy, own)
-        self._compare_below(answers)
+            await self._compare_below(below)
+        except PintailError as error:
+            result.open.append(in_words(error))
         return result
 
     def _copies(self) -> list[Copy]:
@@ -307,19 +324,18 @@ class _Partition:
             return 0
         return self._parts.clock_ms() - retention * 1000 + RETENTION_MARGIN_MS
 
-    def _ranges(self) -> list[AuditedRange]:
-        """From offset 0, so that what the log has lost is seen as well."""
-        high = self._marks.high
-        step = high if self._table.is_keyed else RANGE_OFFSETS_MAX
+    def _ranges(self, first: int, end: int) -> list[AuditedRange]:
+        """The questions that cover these offsets."""
+        step = max(1, end - first) if self._table.is_keyed else RANGE_OFFSETS_MAX
         since_ms = self._since_ms()
         return [
             AuditedRange(
                 self._tp.partition,
-                OffsetRange(lo, min(lo + step, high)),
-                max(BUCKET_OFFSETS_MIN, -(-min(step, high) // BUCKETS_MAX)),
+                OffsetRange(lo, min(lo + step, end)),
+                max(BUCKET_OFFSETS_MIN, -(-min(step, end - first) // BUCKETS_MAX)),
                 since_ms,
             )
-            for lo in range(0, high, step)
+            for lo in range(first, end, step)
         ]
 
     # -- 2. pass -------------------------------------------------------------------------------------------------
@@ -327,32 +343,43 @@ class _Partition:
     def _remaining_ms(self) -> int:
         return max(1_000, int((self._deadline - time.monotonic()) * 1000))
 
-    async def _store_passes(self) -> None:
+    async def _store_passes(self) -> int:
+        """Returns how far it is."""
         assert self._parts.ask is not None
-        at_least = {self._tp.topic: {self._tp.partition: self._marks.high - 1}}
-        sql = f"SELECT count(*) FROM {LEDGER_VIEW}"
-        await self._parts.ask(
-            sql, key=self._key, deadline_ms=min(QUERY_DEADLINE_MS_MAX, self._remaining_ms()), at_least=at_least
+        newest = self._marks.high - 1
+        answer = await self._parts.ask(
+            f"SELECT count(*) FROM {LEDGER_VIEW}",
+            key=self._key,
+            deadline_ms=min(QUERY_DEADLINE_MS_MAX, self._remaining_ms()),
+            at_least={self._tp.topic: {self._tp.partition: newest}} if newest >= 0 else None,
         )
+        return answer.offsets[self._tp.topic][self._tp.partition]
 
-    async def _sink_passes(self) -> None:
+    async def _sink_passes(self) -> int:
+        """Returns how far it is."""
         assert self._parts.intents is not None
         assert self._parts.sink is not None
         if fault := await in_thread(self._parts.sink.fault, self._table):
             raise PintailError(fault)
         while True:
             intent = await self._parts.intents.read(self._tp)
-            if intent is not None and intent.lo >= self._marks.high:
-                return
+            reached = 0 if intent is None else intent.lo
+            if reached >= self._marks.high:
+                return reached
             if time.monotonic() >= self._deadline:
-                reached = "nothing is recorded" if intent is None else f"it has delivered below {intent.lo}"
+                stands = "nothing is recorded" if intent is None else f"it has delivered below {reached}"
                 raise PintailError(
-                    f"the sink has not passed offset {self._marks.high} of {self._tp} in time: {reached}",
+                    f"the sink has not passed offset {self._marks.high} of {self._tp} in time: {stands}",
                     hint="is a sink worker up? `pintail status` shows it; give it longer with --deadline-seconds",
                 )
             await asyncio.sleep(_POLL_SECONDS)
 
     # -- 3. ask --------------------------------------------------------------------------------------------------
+
+    async def _answer(self, copy: Copy, asked: AuditedRange) -> _Answer:
+        holdings = await self._holdings(copy, asked)
+        self._passed[copy] = max(self._passed[copy], holdings.position)
+        return _Answer(asked, holdings)
 
     async def _holdings(self, copy: Copy, asked: AuditedRange) -> Holdings:
         if copy is Copy.SINK:
@@ -404,10 +431,24 @@ class _Partition:
             key=self._key,
             deadline_ms=QUERY_DEADLINE_MS_MAX,
         )
-        for first, end, rows, deletes, parked in answer.rows:
-            self._ledger.append((OffsetRange(int(first), int(end)), (int(rows), int(deletes), int(parked))))
+        self._ledger = [
+            (OffsetRange(int(first), int(end)), (int(rows), int(deletes), int(parked)))
+            for first, end, rows, deletes, parked in answer.rows
+        ]
+        self._passed[Copy.STORE] = max([self._passed[Copy.STORE], *(offsets.hi for offsets, _ in self._ledger)])
 
     # -- 4. read -------------------------------------------------------------------------------------------------
+
+    async def _compare_ends(self) -> int:
+        """No side may be ahead of the log, which goes on before they do. Returns how far it must be read."""
+        end = (await self._parts.log.watermarks([self._tp]))[self._tp].high
+        for copy, passed in self._passed.items():
+            if passed > end:
+                detail = "it is ahead of the log, whose topic may have been made anew"
+                self._result.differences.append(
+                    Difference(copy, Kind.UNEXPECTED, OffsetRange(end, passed), detail=detail)
+                )
+        return min(end, max([self._marks.high, *self._passed.values()]))
 
     async def _read_log(self, end: int) -> None:
         """Up to `end`, from where it was left; then the letters, which are there before their records are passed."""
@@ -424,6 +465,8 @@ class _Partition:
 
     async def _compare_letters(self) -> None:
         workspace, result = self._parts.workspace, self._result
+        result.rows, result.deletes, result.parked = await in_thread(workspace.counts, self._offsets)
+        result.refused_by_sink = await in_thread(workspace.refused, self._offsets)
         missing = await in_thread(workspace.letters_missing, self._offsets)
         if missing and self._letters.are_cut:
             first = await in_thread(workspace.first_letter)
@@ -445,6 +488,8 @@ class _Partition:
 
     async def _compare_ledger(self) -> None:
         """Ranges must touch one another, and count what the log has."""
+        if self._ledger is None:
+            return
         end: int | None = None
         for offsets, counted in self._ledger:
             if end is not None and offsets.lo != end:
@@ -452,17 +497,25 @@ class _Partition:
                 between = OffsetRange(min(end, offsets.lo), max(end, offsets.lo))
                 self._result.differences.append(Difference("ledger", kind, between))
             end = max(end or 0, offsets.hi)
-            if offsets.lo >= self._marks.low and not self._letters.is_compacted:
+            if self._letters.is_compacted:
+                continue
+            if offsets.lo < self._marks.low:
+                self._result.notes.append(f"the ledger's counts of {offsets} were not compared: the log begins later")
+            else:
                 expected = await in_thread(self._parts.workspace.counts, offsets)
                 if expected != counted:
                     detail = "rows, deletes, parked: {}, {}, {}; the log has {}, {}, {}".format(*counted, *expected)
                     self._result.differences.append(Difference("ledger", Kind.MISCOUNTED, offsets, detail=detail))
-        if self._parts.ask is not None and end is not None and end < self._marks.high:
+        end = self._marks.low if end is None else end
+        if end < self._marks.high:
             self._result.differences.append(Difference("ledger", Kind.HOLE, OffsetRange(end, self._marks.high)))
+        if self._ledger and (first := self._ledger[0][0].lo) > self._marks.low:
+            self._result.notes.append(
+                f"the ledger begins at {first}, as after a rebuild: below, only rows were compared"
+            )
 
     async def _compare(self, copy: Copy, answers: Sequence[_Answer]) -> None:
         """Digests first; then, where they differ, rows."""
-        low = self._offsets.lo
         held = 0
         runs = _Runs(copy, self._parts.workspace.records_between)
         pages = 0
@@ -470,22 +523,15 @@ class _Partition:
             expected = await in_thread(self._parts.workspace.buckets, copy, answer.asked, answer.holdings.position)
             found = answer.holdings.buckets
             for bucket in sorted(expected.keys() | found.keys()):
-                lo, hi = bucket * answer.asked.bucket, (bucket + 1) * answer.asked.bucket
-                offsets = OffsetRange(max(lo, low), min(hi, answer.asked.offsets.hi))
-                if hi <= low:
+                held += found[bucket].rows if bucket in found else 0
+                if expected.get(bucket) == found.get(bucket):
                     continue
-                if lo >= low:
-                    held += found[bucket].rows if bucket in found else 0
-                    if expected.get(bucket) == found.get(bucket):
-                        continue
-                for start in range(offsets.lo, offsets.hi, PAGE_OFFSETS):
-                    page = answer.asked._replace(offsets=OffsetRange(start, min(start + PAGE_OFFSETS, offsets.hi)))
+                for page in _pages(answer.asked, bucket):
                     if pages >= PAGES_MAX:
                         runs.add(Kind.DIFFERS, page.offsets.lo, None, hi=page.offsets.hi)
                         continue
                     pages += 1
-                    count = await self._search(copy, page, runs)
-                    held += count if lo < low else 0
+                    await self._search(copy, page, runs)
         if copy is Copy.STORE:
             self._result.in_store = held
         else:
@@ -494,13 +540,13 @@ class _Partition:
 
     # -- 6. search -----------------------------------------------------------------------------------------------
 
-    async def _search(self, copy: Copy, asked: AuditedRange, runs: _Runs) -> int:
-        """Compares the page row by row; returns how many rows the copy has of it."""
+    async def _search(self, copy: Copy, asked: AuditedRange, runs: _Runs) -> None:
+        """Compares the page row by row."""
         try:
             position, rows = await self._held_rows(copy, asked)
         except PintailError as error:
             self._result.open.append(f"{copy} {asked.offsets}: {in_words(error)}")
-            return 0
+            return
         if position > self._read_to:
             await self._read_log(position)
         expected = {
@@ -519,38 +565,64 @@ class _Partition:
                 runs.add(Kind.DOUBLED, offset, there.total() - 1)
             elif there[expected[offset]] != 1:
                 runs.add(Kind.CHANGED, offset, 1)
-        return sum(counter.total() for counter in found.values())
 
-    def _compare_below(self, answers: Sequence[_Answer]) -> None:
-        """What the log has lost: the copies can only be compared with each other, by their offsets."""
+    # -- what the log has lost -----------------------------------------------------------------------------------
+
+    async def _compare_below(self, answers: Mapping[Copy, Sequence[_Answer]]) -> None:
+        """The copies can only be compared with each other, by their offsets; and what the sink refused is not in it."""
         low = self._offsets.lo
-        if low == 0 or not answers:
+        if low == 0:
             return
-        held = {copy: _below(low, [each for each in answers if each.copy is copy]) for copy in self._copies()}
-        note = f"below {low} the log is gone"
-        if len(held) < 2 or self._table.is_keyed:
-            self._result.notes.append(f"{note}; what the copies hold of it was not compared")
+        held = {
+            copy: sum(digest.rows for each in own for digest in each.holdings.buckets.values())
+            for copy, own in answers.items()
+        }
+        counts = ", ".join(f"{rows:,} rows in the {copy}" for copy, rows in held.items())
+        note = f"the log begins at {low}; of what was before ({counts})"
+        if len(answers) < 2 or self._table.is_keyed:
+            self._result.notes.append(f"{note}, nothing was compared")
             return
-        store, sink = held[Copy.STORE], held[Copy.SINK]
-        differing = sorted(lo for lo in store.keys() | sink.keys() if store.get(lo) != sink.get(lo))
-        for lo in differing:
-            bucket = answers[0].asked.bucket
-            detail = f"the store holds {store.get(lo, (0, 0))[0]:,} rows, the sink {sink.get(lo, (0, 0))[0]:,}"
-            self._result.differences.append(
-                Difference("store and sink", Kind.DIFFERS, OffsetRange(lo, min(lo + bucket, low)), detail=detail)
-            )
-        if not differing:
-            self._result.notes.append(f"{note}; the store and the sink hold the same offsets of it")
+        runs = {copy: _Runs(copy, lambda *_: True) for copy in Copy}
+        pages = [
+            page
+            for store, sink in zip(answers[Copy.STORE], answers[Copy.SINK], strict=True)
+            for bucket in sorted(store.holdings.buckets.keys() | sink.holdings.buckets.keys())
+            if _offsets_of(store, bucket) != _offsets_of(sink, bucket)
+            for page in _pages(store.asked, bucket)
+        ]
+        for page in pages[:PAGES_MAX]:
+            found = {copy: Counter[int]() for copy in Copy}
+            for copy in Copy:
+                for row in (await self._held_rows(copy, page))[1]:
+                    found[copy][row.offset] += row.copies
+            refused = await in_thread(self._parts.workspace.letters_of_sink, page.offsets)
+            for copy, other, absent in ((Copy.STORE, Copy.SINK, ()), (Copy.SINK, Copy.STORE, refused)):
+                for offset in sorted(found[copy].keys() | found[other].keys() - set(absent)):
+                    if found[copy][offset] != 1:
+                        kind = Kind.DOUBLED if found[copy][offset] else Kind.MISSING
+                        runs[copy].add(kind, offset, abs(found[copy][offset] - 1))
+        for page in pages[PAGES_MAX:]:
+            runs[Copy.SINK].add(Kind.DIFFERS, page.offsets.lo, None, hi=page.offsets.hi)
+        for each in runs.values():
+            self._result.differences += [
+                replace(difference, detail="compared with the other copy: the log is gone")
+                for difference in each.differences()
+            ]
+        self._result.notes.append(f"{note}, only the offsets were compared, of the store with those of the sink")
 
 
-def _below(low: int, answers: Sequence[_Answer]) -> dict[int, tuple[int, int]]:
-    """First offset of each whole bucket below the log's start -> rows and the sum of their offsets."""
-    return {
-        bucket * answer.asked.bucket: (digest.rows, digest.offsets)
-        for answer in answers
-        for bucket, digest in answer.holdings.buckets.items()
-        if (bucket + 1) * answer.asked.bucket <= low
-    }
+def _offsets_of(answer: _Answer, bucket: int) -> tuple[int, int]:
+    """How many rows the bucket holds, and the sum of their offsets."""
+    digest = answer.holdings.buckets.get(bucket)
+    return (0, 0) if digest is None else (digest.rows, digest.offsets)
+
+
+def _pages(asked: AuditedRange, bucket: int) -> Iterator[AuditedRange]:
+    """The questions by which a bucket is searched row by row."""
+    lo = max(asked.offsets.lo, bucket * asked.bucket)
+    hi = min(asked.offsets.hi, (bucket + 1) * asked.bucket)
+    for start in range(lo, hi, PAGE_OFFSETS):
+        yield asked._replace(offsets=OffsetRange(start, min(start + PAGE_OFFSETS, hi)))
 
 
 class _Runs:
