@@ -127,7 +127,7 @@ class PintailApp(faust.App):  # type: ignore[misc]
         @self.page("/ready")  # type: ignore[untyped-decorator]
         async def ready(view: Any, request: Any) -> Any:
             del request
-            report = status()
+            report = {"worker": self.settings.worker, **status()}
             return view.json(report, status=200 if report["ready"] else 503)
 
 

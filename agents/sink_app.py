@@ -117,6 +117,7 @@ def status_of(host: SinkHost) -> dict[str, Any]:
         partitions[str(topic_partition)] = {
             "state": each.state,
             "next_offset": each.delivery.next_offset,
+            "lag": each.lag,
             "circuit": each.delivery.circuit,
             **(_trouble_of(each.delivery) if each.delivery.failures else {}),
             **({"failure": str(failure)} if failure else {}),

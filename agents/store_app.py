@@ -211,6 +211,7 @@ def status_of(host: PartitionHost) -> dict[str, Any]:
                 "state": partition.state,
                 "epoch": partition.epoch,
                 "next_offsets": partition.positions,
+                "lag": partition.lag,
                 **({"recovered": _recovery_of(partition.recovered)} if partition.recovered else {}),
                 **({"progress": partition.progress.report()} if partition.state in _ON_ITS_WAY else {}),
                 **({"snapshot": _snapshot_of(partition.snapshot)} if partition.snapshot else {}),

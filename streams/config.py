@@ -301,11 +301,21 @@ def load_settings(settings_file: Path = SETTINGS_FILE, *, running_stack: bool = 
 
 def read_stack_file(data_dir: Path) -> dict[str, str]:
     """The settings that a running local stack left for other processes; empty if none runs."""
+    settings = _read_stack(data_dir).get("settings", {})
+    return {name: value for name, value in settings.items() if name in Settings.model_fields}
+
+
+def read_stack_processes(data_dir: Path) -> dict[str, dict[str, Any]]:
+    """Name -> `pid`, `port` and `log` of each process of the running local stack; empty if none runs."""
+    return dict(_read_stack(data_dir).get("processes", {}))
+
+
+def _read_stack(data_dir: Path) -> dict[str, Any]:
     try:
-        stack = json.loads((data_dir / STACK_FILE_NAME).read_text())
+        stack: dict[str, Any] = json.loads((data_dir / STACK_FILE_NAME).read_text())
     except FileNotFoundError:
         return {}
-    return {name: value for name, value in stack.get("settings", {}).items() if name in Settings.model_fields}
+    return stack
 
 
 def _fault(detail: Mapping[str, Any], settings_file: Path, in_file: Collection[str]) -> str:

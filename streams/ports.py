@@ -254,3 +254,41 @@ class PartitionLog(Protocol):
     def stop_reading(self, topic_partitions: Collection[TopicPartition]) -> None:
         """No further batch is delivered for these until `read_from`."""
         ...
+
+
+class AuditedRange(NamedTuple):
+    """A question of the audit: the rows of one partition of a table with offsets in a range, younger than a moment."""
+
+    partition: int
+    offsets: OffsetRange
+    #: Offsets that are summed up together.
+    bucket: int
+    #: Kafka timestamp, in milliseconds; older rows are about to expire and count on no side.
+    since_ms: int
+
+
+class Digest(NamedTuple):
+    """Of some rows: their number, and exact sums of their offsets and of both halves of each row's MD5. It needs no
+    order, and differs if any row is missing, doubled or changed."""
+
+    rows: int
+    offsets: int
+    upper: int
+    lower: int
+
+
+class Holdings(NamedTuple):
+    """What one copy held at one moment: everything below `position` had arrived, and of what is above, nothing. (Of the
+    append tables of the sink, `position` says no more than where the asked range's rows end.)"""
+
+    position: int
+    #: Number of the bucket -> digest, of those that hold rows.
+    buckets: Mapping[int, Digest]
+
+
+class HeldRow(NamedTuple):
+    """A row of a copy; `digest` is the upper half of its MD5, `copies` how often it is there."""
+
+    offset: int
+    digest: int
+    copies: int

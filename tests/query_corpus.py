@@ -55,6 +55,7 @@ SELECT * FROM pg_catalog.pg_class
 SELECT * FROM information_schema.tables
 SELECT * FROM "information_schema"."tables"
 SELECT * FROM _positions
+SELECT * FROM p0._ledger
 SELECT * FROM partition_0.main.flights
 SELECT * FROM partition_0.pintail.ledger
 SELECT * FROM memory.all_partitions.flights
@@ -317,6 +318,8 @@ USEFUL_WITH_PARAMETERS: list[tuple[str, list[object] | dict[str, object]]] = [
 ]
 
 USEFUL = """
+SELECT partition, topic, first_offset, next_offset, rows, deletes, parked FROM _ledger
+SELECT max(next_offset) FROM _LEDGER WHERE topic = 'flights'
 SELECT 1
 SELECT 1 + 1 AS two, 'text' AS t, TRUE AS yes, NULL AS nothing
 FROM flights

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from confluent_kafka import KafkaError, Message, Producer
 
+from streams.cli.main import main
 from streams.client import Answer, Client
 from streams.config import Settings, load_settings
 from streams.localstack.stack import LocalStack, StackOptions
@@ -28,6 +30,15 @@ class Position:
     topic: str
     partition: int
     offset: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class System:
@@ -56,6 +67,15 @@ class System:
         assert self._producer.flush(30) == 0
         return Position(topic, int(written[0].partition()), int(written[0].offset()))
 
+    def send(self, topic: str, value: bytes | str | None, *, key: bytes | str | None = None, partition: int) -> None:
+        """Writes one record without waiting for it; `flush` waits for all."""
+        self._producer.produce(topic, key=key, value=value, partition=partition)
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        """Waits until what was sent is acknowledged."""
+        assert self._producer.flush(30) == 0
+
     def query_after(self, position: Position, sql: str, params: Any = None, **options: Any) -> Answer:
         """Asks so that the answer reflects the record at `position`."""
         return self.query_after_all([position], sql, params, **options)
@@ -67,16 +87,22 @@ class System:
             at_least.setdefault(position.topic, {})[position.partition] = position.offset
         return self.client.query(sql, params, at_least=at_least, deadline_ms=60_000, **options)
 
-    def pintail(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command of the command line, with this deployment's settings."""
-        return subprocess.run(
-            [sys.executable, "-m", "streams.cli.main", *arguments],
-            env={**os.environ, **self.stack.settings_environment(), **self.stack.options.worker_environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    def pintail(self, *arguments: str) -> Done:
+        """Runs a command of the command line in this process, with this deployment's settings."""
+        settings = {**self.stack.settings_environment(), **self.stack.options.worker_environment}
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, settings),
+            mock.patch.object(sys, "argv", ["pintail", *arguments]),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            try:
+                main()
+                status = 0
+            except SystemExit as exit_:
+                status = int(exit_.code or 0)
+        return Done(status, out.getvalue(), err.getvalue())
 
     def partitions_of(self, worker: str) -> dict[str, Any]:
         """What the worker reports of its partitions; empty while it does not answer."""

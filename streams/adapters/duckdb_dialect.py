@@ -97,6 +97,9 @@ COMPARISONS = names("""
     COMPARE_EQUAL COMPARE_NOTEQUAL COMPARE_LESSTHAN COMPARE_GREATERTHAN COMPARE_LESSTHANOREQUALTO
     COMPARE_GREATERTHANOREQUALTO COMPARE_DISTINCT_FROM COMPARE_NOT_DISTINCT_FROM
 """)
+#: What each partition has applied, by range of offsets; readable beside the tables, which cannot have such a name. To
+#: read it is to read every table.
+LEDGER_VIEW = "_ledger"
 JOINS = names("REGULAR CROSS NATURAL ASOF POSITIONAL")
 
 #: Types to cast to. Fixed-size arrays and bit strings are left out: their size is in the type.

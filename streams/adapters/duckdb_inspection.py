@@ -1,8 +1,8 @@
 """One walk over the syntax tree of a query: refuses whatever is outside the dialect, and collects what it reads.
 
 Every field of every node must be one that this file knows, so that syntax which a DuckDB upgrade adds is refused until
-somebody has looked at it. Tables are unqualified names of the catalog, or of a CTE in scope; a CTE sees only earlier
-ones, as in DuckDB. Called by `duckdb_guard`.
+somebody has looked at it. Tables are unqualified names of the catalog, the ledger, or of a CTE in scope; a CTE sees
+only earlier ones, as in DuckDB. Called by `duckdb_guard`.
 
 Each method returns a growth: how many times larger than a stored value the values may be that the node yields
 (`duckdb_growth`).
@@ -23,6 +23,7 @@ from streams.adapters.duckdb_dialect import (
     COMPARISONS,
     FUNCTIONS,
     JOINS,
+    LEDGER_VIEW,
     NAMED_TYPES,
     OPERATORS,
     SCALAR_TYPES,
@@ -233,6 +234,9 @@ class Inspection:
         lower = name.lower() if name.isascii() else ""
         if lower in scope:
             return scope[lower]
+        if lower == LEDGER_VIEW:  # it tells of every table, so whoever asks for it must be allowed to read them all
+            self.tables.update(table.name for table in self.catalog.tables)
+            return 1
         if lower not in self._by_lower_name:
             self._refuse_table(name)
         self.tables.add(self._by_lower_name[lower].name)

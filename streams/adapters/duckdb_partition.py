@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,11 +31,12 @@ _EPOCH_KEY = "epoch"
 _TOPIC_ID_KEY = "topic_id/"
 
 #: What was applied, a row per transaction and topic: the records of [first_offset, next_offset) by what became of them.
-#: Written by INSERT only, because a DELETE would cost a small transaction a tenth more; folded now and then.
+#: Written by INSERT only, because a DELETE would cost a small transaction a tenth more; now and then ranges that touch
+#: are folded into one, so that a hole or an overlap stays to be seen.
 LEDGER_SQL = """CREATE TABLE IF NOT EXISTS {name} (
     topic VARCHAR NOT NULL, first_offset BIGINT NOT NULL, next_offset BIGINT NOT NULL,
     rows BIGINT NOT NULL, deletes BIGINT NOT NULL, parked BIGINT NOT NULL)"""
-#: Ledger rows after which they are folded into one for each topic.
+#: Ledger rows after which they are folded.
 _LEDGER_ROWS_MAX = 64
 
 
@@ -49,6 +50,14 @@ class LedgerEntry:
     rows: int = 0
     deletes: int = 0
     parked: int = 0
+
+    def extend(self, following: LedgerEntry) -> None:
+        """Takes in the range that begins where this one ends."""
+        assert following.first_offset == self.next_offset, "the ranges do not touch"
+        self.next_offset = following.next_offset
+        self.rows += following.rows
+        self.deletes += following.deletes
+        self.parked += following.parked
 
 
 @dataclass(frozen=True)
@@ -87,14 +96,17 @@ class PartitionStore:
         self._sources: dict[str, _ArrowSource] = {}
         self._ledger_rows = 0
         with self._writing:
-            self._next_offsets = {topic: entry.next_offset for topic, entry in self._read_ledger().items()}
+            self._next_offsets = {
+                topic: max(entry.next_offset for entry in entries) for topic, entries in self._read_ledger().items()
+            }
 
     def next_offsets(self) -> dict[str, int]:
         """By topic, where to resume; topics never consumed are absent."""
         return dict(self._next_offsets)
 
-    def ledger(self) -> dict[str, LedgerEntry]:
-        """By topic, everything that was applied since the partition began."""
+    def ledger(self) -> dict[str, list[LedgerEntry]]:
+        """By topic, everything that was applied since the partition began: one range, unless there is a hole or an
+        overlap."""
         with self._writing:
             self._check_held()
             return self._read_ledger()
@@ -407,16 +419,23 @@ class PartitionStore:
         statements = []
         if self._ledger_rows > _LEDGER_ROWS_MAX:
             folded = self._read_ledger()
-            self._ledger_rows = len(folded) + len(entries)
-            statements += [f"DELETE FROM {ledger}", _ledger_insert_sql(ledger, folded)]
-        return [*statements, _ledger_insert_sql(ledger, entries)]
+            kept = [(topic, entry) for topic, ranges in folded.items() for entry in ranges]
+            self._ledger_rows = len(kept) + len(entries)
+            statements += [f"DELETE FROM {ledger}", _ledger_insert_sql(ledger, kept)]
+        return [*statements, _ledger_insert_sql(ledger, entries.items())]
 
-    def _read_ledger(self) -> dict[str, LedgerEntry]:
-        rows = self._connection.execute(
-            "SELECT topic, min(first_offset), max(next_offset), sum(rows)::BIGINT, sum(deletes)::BIGINT, "
-            f"sum(parked)::BIGINT FROM {self._own('ledger')} GROUP BY topic"
-        ).fetchall()
-        return {topic: LedgerEntry(*entry) for topic, *entry in rows}
+    def _read_ledger(self) -> dict[str, list[LedgerEntry]]:
+        folded: dict[str, list[LedgerEntry]] = {}
+        for topic, *numbers in self._connection.execute(
+            "SELECT topic, first_offset, next_offset, rows, deletes, parked "
+            f"FROM {self._own('ledger')} ORDER BY topic, first_offset, next_offset"
+        ).fetchall():
+            entry, ranges = LedgerEntry(*numbers), folded.setdefault(topic, [])
+            if ranges and ranges[-1].next_offset == entry.first_offset:
+                ranges[-1].extend(entry)
+            else:
+                ranges.append(entry)
+        return folded
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -481,11 +500,11 @@ def _from_offset(batch: DecodedBatch, position: int | None) -> DecodedBatch:
     )
 
 
-def _ledger_insert_sql(ledger: str, entries: Mapping[str, LedgerEntry]) -> str:
+def _ledger_insert_sql(ledger: str, entries: Iterable[tuple[str, LedgerEntry]]) -> str:
     """Kafka allows no quotes in the names of topics."""
     values = [
         f"('{topic}', {entry.first_offset}, {entry.next_offset}, {entry.rows}, {entry.deletes}, {entry.parked})"
-        for topic, entry in entries.items()
+        for topic, entry in entries
     ]
     return f"INSERT INTO {ledger} VALUES {', '.join(values)}"
 

@@ -20,6 +20,7 @@ import duckdb
 from schemas.catalog import Catalog
 from schemas.duckdb_ddl import create_table_sql, duckdb_type, migration_sql, quote
 from schemas.table import METADATA_COLUMNS, TableDefinition
+from streams.adapters.duckdb_dialect import LEDGER_VIEW
 from streams.adapters.duckdb_file import (
     FileLock,
     damaged,
@@ -34,6 +35,7 @@ from streams.errors import StoreError, StoreLockedError
 __all__ = ["DuckDBStore", "FrozenFile", "PartitionStore"]
 
 ALL_PARTITIONS = "all_partitions"
+LEDGER_NUMBERS = ("first_offset", "next_offset", "rows", "deletes", "parked")
 #: Files that every supported DuckDB version can read.
 _STORAGE_VERSION = "v1.5.0"
 _METADATA_TYPES = dict(zip(METADATA_COLUMNS, ("INTEGER", "BIGINT", "TIMESTAMPTZ"), strict=True))
@@ -142,6 +144,7 @@ class DuckDBStore:
                 statements.append(f"CREATE SCHEMA IF NOT EXISTS memory.{quote(name)}")
                 statements += [_view_sql(name, table, members) for table in self._catalog.tables]
                 statements.append(_positions_view_sql(name, members))
+                statements.append(_ledger_view_sql(name, members))
             _in_transaction(self._instance, statements)
             self._scopes, self._visible = frozenset(scopes), frozenset(stores)
 
@@ -322,6 +325,18 @@ def _positions_view_sql(scope: str, stores: list[PartitionStore]) -> str:
         for store in stores
     ] or ["SELECT NULL::INTEGER AS partition, NULL::VARCHAR AS topic, NULL::BIGINT AS next_offset WHERE false"]
     return f"CREATE OR REPLACE VIEW memory.{quote(scope)}._positions AS {' UNION ALL '.join(selects)}"
+
+
+def _ledger_view_sql(scope: str, stores: list[PartitionStore]) -> str:
+    selects = [
+        f"SELECT {store.partition}::INTEGER AS partition, topic, {', '.join(LEDGER_NUMBERS)} "
+        f"FROM {store.database}.pintail.ledger"
+        for store in stores
+    ]
+    kinds = {"partition": "INTEGER", "topic": "VARCHAR"} | dict.fromkeys(LEDGER_NUMBERS, "BIGINT")
+    nothing = ", ".join(f"NULL::{kind} AS {name}" for name, kind in kinds.items())
+    selects = selects or [f"SELECT {nothing} WHERE false"]
+    return f"CREATE OR REPLACE VIEW memory.{quote(scope)}.{LEDGER_VIEW} AS {' UNION ALL '.join(selects)}"
 
 
 def _text(value: object) -> str:

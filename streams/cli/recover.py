@@ -15,10 +15,13 @@ import typer
 
 from schemas.catalog import load_catalog
 from streams.adapters.duckdb_file import FileLock
+from streams.adapters.kafka_log_reader import KafkaLogReader
 from streams.adapters.redis_snapshots import open_snapshot_repository
 from streams.adapters.snapshot_codec import SnapshotCodec
+from streams.cli.status import addresses_of, reports_of
 from streams.config import Settings, load_settings
 from streams.errors import ConfigurationError, RecoveryRefusedError, StoreLockedError
+from streams.positions import TopicPartition
 from streams.processes.recovery import SnapshotRestore
 from streams.processes.recovery_orders import OrderOutcome, RecoveryOrder, RecoveryOrders, RecoverySource
 
@@ -75,10 +78,21 @@ def _folder_of(settings: Settings, partition: int, worker: str) -> Path:
     if not holders:
         raise ConfigurationError(f"no worker has had partition {partition} in {stores}", hint=_where(stores))
     names = ", ".join(holder.name for holder in holders)
+    if (name := _reported_holder(settings, partition)) in {holder.name for holder in holders}:
+        return stores / str(name)
     raise ConfigurationError(
         f"several workers have had partition {partition} in {stores}: {names}",
-        hint="say which one holds it now (its /ready lists it): --worker NAME",
+        hint="say which one holds it now (`pintail status` shows it): --worker NAME",
     )
+
+
+def _reported_holder(settings: Settings, partition: int) -> str | None:
+    """The worker that says it holds the partition, if workers can be asked."""
+    try:
+        reports = reports_of(addresses_of(settings, []))
+    except ConfigurationError:
+        return None
+    return next((each.name for each in reports if str(partition) in each.partitions), None)
 
 
 def _where(stores: Path) -> str:
@@ -87,10 +101,24 @@ def _where(stores: Path) -> str:
 
 
 async def _check_version(settings: Settings, partition: int, version: int) -> None:
-    """Raises SnapshotNotFoundError, and what makes the version unreadable."""
-    settings.require("redis", "snapshot_key")
+    """Raises SnapshotNotFoundError, what makes the version unreadable, and RecoveryRefusedError if the log does not
+    continue where it ends."""
+    settings.require("kafka", "redis", "snapshot_key")
     async with open_snapshot_repository(settings) as repository:
-        await SnapshotRestore(repository, SnapshotCodec.from_settings(settings), partition, version).manifest()
+        restore = SnapshotRestore(repository, SnapshotCodec.from_settings(settings), partition, version)
+        manifest = await restore.manifest()
+    async with KafkaLogReader(settings) as log:
+        for topic, next_offset in sorted(manifest.next_offsets.items()):
+            source = TopicPartition(topic, partition)
+            if source not in await log.partitions(topic):
+                continue
+            marks = (await log.watermarks([source]))[source]
+            if not marks.low <= next_offset <= marks.high:
+                raise RecoveryRefusedError(
+                    f"snapshot version {version} continues at offset {next_offset} of {source}, "
+                    f"but the log holds [{marks.low}, {marks.high})",
+                    hint="choose a version that the log continues, or --from log or clickhouse",
+                )
 
 
 def _check_idle(orders: RecoveryOrders, folder: Path, partition: int) -> None:
@@ -121,7 +149,7 @@ def _outcome_of(orders: RecoveryOrders, order: RecoveryOrder, folder: Path, dead
             state = "is under way" if pending is not None and pending.is_begun else "was not begun: is the worker up?"
             raise RecoveryRefusedError(
                 f"recovery of partition {order.partition} {state} after {deadline_seconds:g} s",
-                hint=f"the order stays in {folder}; the worker's /ready shows how it goes on",
+                hint=f"the order stays in {folder}; `pintail status` shows how it goes on",
             )
         time.sleep(_PAUSE_SECONDS)
 
@@ -132,7 +160,7 @@ def _report(order: RecoveryOrder, outcome: OrderOutcome) -> None:
     if outcome.failure is not None:
         raise RecoveryRefusedError(
             f"partition {order.partition} was not recovered from {order.source}: {outcome.failure}",
-            hint="the worker's /ready shows what it does now",
+            hint="`pintail status` shows what it does now",
         )
     positions = ", ".join(f"{topic} {offset}" for topic, offset in sorted(outcome.next_offsets.items()))
     print(f"partition {order.partition} serves again, recovered from {order.source}, at {positions}")

@@ -131,6 +131,12 @@ class HostedPartition:
         return [TopicPartition(table.topic, self.partition) for table in tables if self.partition < table.partitions]
 
     @property
+    def lag(self) -> int:
+        """Offsets between the store and the newest high watermarks that were seen, over all topics."""
+        marks = self._high_watermarks
+        return sum(max(0, mark - self.positions.get(topic, 0)) for topic, mark in marks.items())
+
+    @property
     def obstacle(self) -> SchemaRegistryError | None:
         """What this partition waits for before it can decode what comes next; it goes on by itself."""
         return self._ingestion.obstacle if self._ingestion is not None else None
@@ -158,6 +164,7 @@ class HostedPartition:
         marks = await self._log.watermarks(self.topic_partitions)
         for topic_partition in self.topic_partitions:
             topic = topic_partition.topic
+            self._high_watermarks[topic] = max(marks[topic_partition].high, self._high_watermarks.get(topic, 0))
             try:
                 check_position(topic_partition, positions.get(topic), topic_ids.get(topic), marks[topic_partition])
             except LogGapError as gap:
@@ -328,6 +335,7 @@ class HostedPartition:
         telemetry.RECOVERY_SECONDS.labels(self.partition, recovered.rung).set(recovered.seconds)
         self.positions = positions
         self._targets = {tp.topic: marks[tp].high for tp in self.topic_partitions}
+        self._high_watermarks = dict(self._targets)
         self._ingestion = PartitionIngestion(
             self.store,
             tables=self._parts.catalog.by_topic,

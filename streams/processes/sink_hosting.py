@@ -38,6 +38,8 @@ class HostedDelivery:
         self.delivery = open_delivery()
         #: Why nothing is delivered: of a log gap for good, of any other fault until the next try runs.
         self.failure: str | None = None
+        #: Offsets from what was read to the high watermark, as of the newest batch.
+        self.lag = 0
         self._open_delivery = open_delivery
         self._log = log
         self._reading = LogReading(log)
@@ -60,8 +62,8 @@ class HostedDelivery:
         fresh = self._reading.accept(batch)
         if fresh is None:
             return
-        lag = max(0, (fresh.high_watermark or fresh.next_offset) - fresh.next_offset)
-        telemetry.SINK_LAG_RECORDS.labels(fresh.topic, fresh.partition).set(lag)
+        self.lag = max(0, (fresh.high_watermark or fresh.next_offset) - fresh.next_offset)
+        telemetry.SINK_LAG_RECORDS.labels(fresh.topic, fresh.partition).set(self.lag)
         delivery = self.delivery
         try:
             await delivery.submit(fresh)

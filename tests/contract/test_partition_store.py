@@ -138,14 +138,34 @@ def test_the_ledger_counts_what_became_of_every_record_however_long_it_grows(sto
         values = [{"id": 1}] * (first - again) + [{"id": 1, "carrier": "AA"}, b"poison", None]
         partition.apply([flights(again, *values, keys=[b"1"] * len(values))])
     expected = {
-        FLIGHTS.topic: LedgerEntry(first_offset=0, next_offset=300, rows=100, deletes=100, parked=100),
-        EVENTS.topic: LedgerEntry(first_offset=40, next_offset=41, rows=1),
+        FLIGHTS.topic: [LedgerEntry(first_offset=0, next_offset=300, rows=100, deletes=100, parked=100)],
+        EVENTS.topic: [LedgerEntry(first_offset=40, next_offset=41, rows=1)],
     }
     assert partition.ledger() == expected
     store.close_partition(0)
     partition = store.open_partition(0)
     assert partition.ledger() == expected
     assert partition.next_offsets() == {FLIGHTS.topic: 300, EVENTS.topic: 41}
+    store.publish_scopes([0])
+    assert len(rows(store, "FROM partition_0.pintail.ledger")) < 70
+
+
+def test_folding_the_ledger_hides_neither_a_hole_nor_an_overlap(store: DuckDBStore) -> None:
+    partition = store.open_partition(0)
+    partition.apply([decoded(EVENTS, [{"what": "x"}] * 10)])
+    store.close_partition(0)
+    with duckdb.connect(store.path_of(0)) as connection:  # what no code of the store does
+        connection.execute(
+            f"INSERT INTO pintail.ledger VALUES ('{EVENTS.topic}', 8, 12, 4, 0, 0), ('{EVENTS.topic}', 15, 20, 5, 0, 0)"
+        )
+    partition = store.open_partition(0)
+    for first in range(20, 220):
+        partition.apply([decoded(EVENTS, [{"what": "x"}], first=first)])
+    assert partition.ledger()[EVENTS.topic] == [
+        LedgerEntry(0, 10, rows=10),
+        LedgerEntry(8, 12, rows=4),
+        LedgerEntry(15, 220, rows=205),
+    ]
     store.publish_scopes([0])
     assert len(rows(store, "FROM partition_0.pintail.ledger")) < 70
 

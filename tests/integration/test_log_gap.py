@@ -55,6 +55,12 @@ def failed(system: System, kind: str, partition: int = 0) -> dict[str, Any]:
     return wait_for(look, f"the store says so: {kind}")
 
 
+def newest_snapshot(system: System) -> int | None:
+    """The newest version of partition 0 that is listed."""
+    lines = [line.split() for line in system.pintail("snapshots", "list").stdout.splitlines()]
+    return max((int(line[1]) for line in lines if line[0] == "0"), default=None)
+
+
 def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_other(system: System) -> None:
     topic = f"{system.settings.application}.events"
     for number in range(10):
@@ -86,6 +92,15 @@ def test_records_deleted_before_they_were_applied_stop_their_partition_and_no_ot
     assert refused.value.code in ("partial_state", "not_serving")
     system.publish(topic, json.dumps({"number": 100}), partition=1)
     wait_for(lambda: system.partitions_of("store-0")["1"]["next_offsets"][topic] == 1, "the other partition goes on")
+
+    status = system.pintail("status")
+    assert status.returncode == 1
+    assert "store-0 0: log gap" in status.stdout
+
+    before = f"snapshot:{wait_for(lambda: newest_snapshot(system), 'a snapshot of before')}"
+    hopeless = system.pintail("recover", "--partition", "0", "--from", before)
+    assert hopeless.returncode == 1
+    assert f"continues at offset 10 of {topic}[0], but the log holds [15, 20)" in hopeless.stderr
 
     # The way out, without a restart.
     process = system.stack.process("store-0").pid

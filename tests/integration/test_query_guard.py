@@ -98,6 +98,13 @@ def test_useful_statements_are_accepted_and_run(store: DuckDBStore, sql: str) ->
             assert body.columns
 
 
+def test_reading_the_ledger_is_reading_every_table(store: DuckDBStore) -> None:
+    request = QueryRequest(id="1", sql="SELECT (SELECT count(*) FROM _LEDGER)")
+    query = DuckDBQueries(store, CATALOG).prepare(request, partition=0, scope=frozenset([0]), rows_max=1, bytes_max=99)
+    assert query.run().offsets.keys() == set(CATALOG.topics)
+    assert query.guard.check(request.sql, []).tables == tuple(sorted(table.name for table in CATALOG.tables))
+
+
 def test_every_allowed_function_exists() -> None:
     with duckdb.connect() as connection:
         known = {
