@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from tests.conftest import Servers
 from tests.system import Position, System, running_system
@@ -97,6 +98,21 @@ def test_an_append_table_keeps_every_record(system: System) -> None:
         position = system.publish(topic(system, "readings"), '{"sensor": 9, "celsius": 20.5}', partition=1)
     answer = system.query_after(position, "SELECT count(*), count(DISTINCT _offset) FROM readings WHERE sensor = 9")
     assert answer.rows == [(3, 3)]
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
+def test_records_of_every_compression_codec_arrive(system: System, codec: str) -> None:
+    numbers = range(500, 1_000)
+    producer = Producer({"bootstrap.servers": system.settings.kafka, "compression.type": codec, "linger.ms": 100})
+    name = f"{codec} " + "x" * 100
+    for number in numbers:
+        row = {"id": number, "name": name, "i8": number % 100}
+        producer.produce(topic(system, "everything"), json.dumps(row), key=str(number), partition=0)
+    assert producer.flush(30) == 0
+    last = system.publish(topic(system, "everything"), json.dumps({"id": 1}), key="1", partition=0)
+    sql = "SELECT count(*), sum(i8), count(DISTINCT name), min(name) FROM everything WHERE id BETWEEN 500 AND 999"
+    total = sum(number % 100 for number in numbers)
+    assert system.query_after(last, sql).rows == [(len(numbers), total, 1, name)]
 
 
 POISON: dict[str, tuple[str | None, bytes, str]] = {
