@@ -13,7 +13,8 @@ import prometheus_client
 from faust.tables.manager import TableManager
 
 from agents.assignor import copartition_assignor
-from agents.transport import FETCH_WAIT_MS_MAX, SCHEME, BatchConsumer, BatchSchema, PartitionOwner
+from agents.fetched_batches import FETCH_WAIT_MS_MAX
+from agents.transport import SCHEME, BatchConsumer, BatchSchema, PartitionOwner
 from schemas.catalog import Catalog
 from streams.adapters.duckdb_decoder import DuckDBDecoder
 from streams.adapters.format_decoder import FormatDecoder
