@@ -2,9 +2,11 @@
 
 Map
     transport.py        Faust transport driver: one fetched partition batch is one event
-    fetched_batches.py  what a fetch becomes, and the bound on the bytes that wait
+    fetched_batches.py  what a consumer has fetched, as batches, and the bound on the bytes that wait
+    log_consumer.py     a consumer outside the group: for requests, and for standbys
     group_watch.py      ends a worker that has silently dropped out of its group
-    assignor.py         partition p of every topic goes to one member
+    assignor.py         partition p of every topic goes to one member; what members tell their group
+    placement.py        which member owns a partition, and which ones keep a warm copy
     app.py              what both workers share: the Faust app and its status pages
     store_app.py        write, query and snapshot agents of the store worker
     query_requests.py   from where requests are read, and their way to an answer

@@ -12,8 +12,9 @@ import faust
 import prometheus_client
 from faust.tables.manager import TableManager
 
-from agents.assignor import copartition_assignor
-from agents.transport import FETCH_WAIT_MS_MAX, SCHEME, BatchConsumer, BatchSchema, PartitionOwner
+from agents.assignor import Membership, copartition_assignor
+from agents.fetched_batches import FETCH_WAIT_MS_MAX
+from agents.transport import SCHEME, BatchConsumer, BatchSchema, PartitionOwner
 from schemas.catalog import Catalog
 from streams.adapters.duckdb_decoder import DuckDBDecoder
 from streams.adapters.format_decoder import FormatDecoder
@@ -23,7 +24,6 @@ from streams.config import Settings
 from streams.limits import MIB
 from streams.ports import Decoder
 
-SESSION_TIMEOUT_SECONDS = 10
 HEARTBEAT_SECONDS = 2
 REBALANCE_TIMEOUT_SECONDS = 30
 REQUEST_TIMEOUT_SECONDS = 60
@@ -51,7 +51,14 @@ class PintailApp(faust.App):  # type: ignore[misc]
 
     owner: PartitionOwner
 
-    def __init__(self, group: str, settings: Settings, *, assigned_only: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        group: str,
+        settings: Settings,
+        *,
+        assigned_only: Iterable[str] = (),
+        membership: Membership | None = None,
+    ) -> None:
         self.settings = settings
         #: Topics that the group assigns and somebody else reads.
         self.assigned_only = frozenset(assigned_only)
@@ -59,12 +66,12 @@ class PintailApp(faust.App):  # type: ignore[misc]
         self.before_joining: list[Callable[[], Awaitable[None]]] = []
         self.start_parts: list[Callable[[], Awaitable[None]]] = []
         self.stop_parts: list[Callable[[], Awaitable[None]]] = []
-        self.consumer_options = consumer_options(group, settings)
+        self.consumer_options = consumer_options(group, settings, membership or Membership(settings.worker))
         servers = [f"{SCHEME}://{server.strip()}" for server in settings.kafka.split(",")]
         super().__init__(
             group,
             broker=servers,
-            broker_session_timeout=SESSION_TIMEOUT_SECONDS,
+            broker_session_timeout=settings.session_timeout_seconds,
             broker_request_timeout=REQUEST_TIMEOUT_SECONDS,
             datadir=str(settings.data_dir / "faust" / f"{group}-{settings.worker}"),
             store="memory://",
@@ -137,16 +144,16 @@ def record_decoder(catalog: Catalog, settings: Settings) -> Decoder:
     return FormatDecoder(DuckDBDecoder(), HttpSchemaRegistry.from_settings(settings) if needs_registry else None)
 
 
-def consumer_options(group: str, settings: Settings) -> dict[str, Any]:
+def consumer_options(group: str, settings: Settings, membership: Membership) -> dict[str, Any]:
     """How the batch consumer joins. Static membership: a restarted worker gets its partitions back at once."""
     return {
         **log_options(settings),
         "client_id": f"{group}-{settings.worker}",
         "group_id": group,
         "group_instance_id": settings.worker,
-        "partition_assignment_strategy": [copartition_assignor(settings.worker)],
+        "partition_assignment_strategy": [copartition_assignor(membership)],
         "fetch_max_wait_ms": FETCH_WAIT_MS_MAX,
-        "session_timeout_ms": SESSION_TIMEOUT_SECONDS * 1000,
+        "session_timeout_ms": settings.session_timeout_seconds * 1000,
         "heartbeat_interval_ms": HEARTBEAT_SECONDS * 1000,
         "rebalance_timeout_ms": REBALANCE_TIMEOUT_SECONDS * 1000,
         # aiokafka would drop a member that has polled nothing for so long, and let it join again only after a poll: a

@@ -1,24 +1,38 @@
-"""What one fetch of one partition becomes, and how many bytes of such batches may wait.
+"""What an aiokafka consumer has fetched, as batches, and how many bytes of such batches may wait.
 
-Called by agents/transport.py on the consumer's thread; a batch may be dropped on any thread.
+Called by agents/transport.py on the consumer's thread and by agents/log_consumer.py; a batch may be dropped on any
+thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 import weakref
 from collections import deque
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
-from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
-from aiokafka.errors import CorruptRecordException
+import aiokafka
+from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchError, FetchResult
+from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, KafkaError, OffsetOutOfRangeError
 from faust.types import TP
 
 from streams.batches import Headers, RecordBatch, size_of
-from streams.limits import MIB
+from streams.limits import GATHERED_BYTES, MIB
+from streams.retry import in_words
+
+logger = logging.getLogger(__name__)
 
 #: A batch ends at the first log batch that takes it over this, so that no fetch holds the thread for long.
 FETCHED_BATCH_BYTES_MAX = 8 * MIB
+#: How long the broker gathers for a fetch that follows another one, unless GATHERED_BYTES are there. It is most of what
+#: a steady trickle waits to become visible: a transaction costs milliseconds however small it is, so a trickle must not
+#: make one of every record.
+FETCH_WAIT_MS_MAX = 40
+#: When nothing was fetched for so many times as long, the next fetch brings the first record that comes.
+PAUSE_WAITS = 2
 
 
 class ByteBudget:
@@ -76,9 +90,128 @@ class ByteBudget:
             waiter[0].call_soon_threadsafe(waiter[1].set)
 
 
-def drain(result: FetchResult, topic_partition: TP, generation: int) -> RecordBatch | None:
-    """The records of a fetch as one batch of about FETCHED_BATCH_BYTES_MAX; None when the position did not move.
-    What is left of the fetch stays in `result` for the next call.
+class FetchReports(Protocol):
+    """Who is told what could not be fetched, on the loop that fetches."""
+
+    def report_out_of_range(self, tp: TP) -> None:
+        """The log does not hold the position."""
+        ...
+
+    def report_unreadable(self, tp: TP, why: str) -> None:
+        """What was fetched is damaged and was dropped; the position stays where it is."""
+        ...
+
+
+class Fetches:
+    """What an aiokafka consumer has fetched, in place of its `getmany`. `gathers`: the broker gathers what trickles in.
+
+    Without a budget nothing is held back."""
+
+    def __init__(
+        self,
+        consumer: aiokafka.AIOKafkaConsumer,
+        reports: FetchReports,
+        *,
+        budget: ByteBudget | None = None,
+        gathers: bool = True,
+        batch_bytes_max: int = FETCHED_BATCH_BYTES_MAX,
+    ) -> None:
+        self._consumer = consumer
+        self._reports = reports
+        self._budget = budget or ByteBudget(sys.maxsize)
+        self._gathers = gathers
+        self._batch_bytes_max = batch_bytes_max
+
+    async def next_batches(self, active: Collection[TP], timeout_seconds: float) -> dict[TP, list[RecordBatch]]:
+        """The next batch of each active partition that has one, at once if there is any; empty after the time-out.
+
+        Then the broker gathers for the next fetch; after a pause it does not, so that a record that comes alone does
+        not wait for company. Raises ConsumerStoppedError."""
+        fetcher = self._consumer._fetcher
+        if self._consumer._closed or fetcher._closed:
+            raise ConsumerStoppedError
+        with fetcher._subscriptions.fetch_context():
+            return await self._wait_for_batches(fetcher, active, timeout_seconds)
+
+    async def _wait_for_batches(
+        self, fetcher: Fetcher, active: Collection[TP], timeout_seconds: float
+    ) -> dict[TP, list[RecordBatch]]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        while True:
+            if fetcher._subscriptions.reassignment_in_progress:
+                await fetcher._subscriptions.wait_for_assignment()
+            batches, is_holding_back = self._drain_fetched(fetcher, active)
+            if batches:
+                fetcher._fetch_min_bytes = GATHERED_BYTES if self._gathers else 1
+                return batches
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                return {}
+            waiting = [asyncio.ensure_future(fetcher._create_fetch_waiter())]
+            if is_holding_back:
+                waiting.append(asyncio.ensure_future(self._budget.wait_for_room()))
+            pause = min(remaining, PAUSE_WAITS * fetcher._fetch_max_wait_ms / 1000)
+            done, pending = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            for task in pending:
+                task.cancel()
+            if fetcher._closed:
+                return {}
+            if not done:
+                fetcher._fetch_min_bytes = 1
+            for task in done:
+                task.result()
+
+    def _drain_fetched(self, fetcher: Fetcher, active: Collection[TP]) -> tuple[dict[TP, list[RecordBatch]], bool]:
+        """What is fetched for active partitions and within the budget; True if the budget holds something back."""
+        batches: dict[TP, list[RecordBatch]] = {}
+        is_holding_back = False
+        for topic_partition, result in list(fetcher._records.items()):
+            tp = TP(topic_partition.topic, topic_partition.partition)
+            if tp not in active:
+                if not fetcher._subscriptions.is_assigned(topic_partition):
+                    del fetcher._records[topic_partition]
+                continue
+            if not self._budget.admits(tp, partitions=len(active)):
+                is_holding_back = True
+                continue
+            if isinstance(result, FetchError):
+                self._report(tp, result)
+            elif result.check_assignment(topic_partition) and result.has_more():
+                batch = self._drain_one(result, tp)
+                if batch is not None:
+                    self._budget.take(tp, batch)
+                    batches[tp] = [batch]
+            if isinstance(result, FetchError) or not result.has_more():
+                del fetcher._records[topic_partition]
+                fetcher._notify(fetcher._wait_consume_future)
+        return batches, is_holding_back
+
+    def _drain_one(self, result: FetchResult, tp: TP) -> RecordBatch | None:
+        """The next batch of this fetch; None if it brings none, or cannot be read. Then nothing of what is left of it
+        is used, and the position stays where it is."""
+        generation = getattr(self._consumer._coordinator, "generation", 0)  # outside of a group there is none
+        try:
+            return drain(result, tp, generation, self._batch_bytes_max)
+        except Exception as error:  # noqa: BLE001  # the boundary of one partition: the others' batches are drained
+            result._partition_records = None
+            self._reports.report_unreadable(tp, in_words(error))
+            return None
+
+    def _report(self, tp: TP, failure: FetchError) -> None:
+        try:
+            failure.check_raise()
+        except OffsetOutOfRangeError:
+            self._reports.report_out_of_range(tp)
+        except KafkaError as error:
+            logger.error("fetching %s: %r; trying again", tp, error)
+
+
+def drain(
+    result: FetchResult, topic_partition: TP, generation: int, bytes_max: int = FETCHED_BATCH_BYTES_MAX
+) -> RecordBatch | None:
+    """The records of a fetch as one batch of about `bytes_max`; None when the position did not move. What is left of
+    the fetch stays in `result` for the next call.
 
     Mirrors aiokafka's PartitionRecords._unpack_records (CRC, aborted transactions, control batches, records below the
     position) without building a ConsumerRecord per record.
@@ -93,7 +226,7 @@ def drain(result: FetchResult, topic_partition: TP, generation: int) -> RecordBa
         next_offset=fetched.next_fetch_offset,
         generation=generation,
     )
-    while log_batches.has_next() and batch.size_bytes < FETCHED_BATCH_BYTES_MAX:
+    while log_batches.has_next() and batch.size_bytes < bytes_max:
         log_batch = log_batches.next_batch()
         if fetched._check_crcs and not log_batch.validate_crc():
             if fetched.next_fetch_offset > batch.first_offset:  # the next fetch starts at the damage, and reports it

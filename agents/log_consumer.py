@@ -2,32 +2,37 @@
 
 The store worker reads its requests with one. The group's consumer gathers records before it hands them over, and gives
 them up only as fast as they are stored; a request must wait for neither. Who owns which partition is still the group's
-to say: the query topic is assigned with the tables' topics, and the group's consumer leaves it alone.
+to say: the query topic is assigned with the tables' topics, and the group's consumer leaves it alone. With another one
+it reads for its standbys, of which the group knows nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import aiokafka
-from aiokafka.errors import CorruptRecordException, OffsetOutOfRangeError
+from faust.types import TP
 
-from agents.fetched_batches import headers_of
-from streams.batches import RecordBatch, size_of
+from agents.fetched_batches import ByteBudget, Fetches
+from streams.adapters.kafka_topic_ids import read_topic_ids
+from streams.batches import RecordBatch
+from streams.limits import MIB
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
-from streams.retry import Backoff, in_words, persisting
+from streams.retry import Backoff, persisting
 
-#: Records of one partition that are delivered together at most.
-DELIVERED_TOGETHER_MAX = 500
-_POLL_MS = 1_000
+#: Of one batch, about; more would hold up the loop for longer than a few milliseconds.
+BATCH_BYTES_MAX = MIB
+_POLL_SECONDS = 1.0
 _RETRY_SECONDS_MAX = 5.0
 
 
 class LogConsumer:
-    """Implements streams.ports.PartitionLog, for one event loop. What is on its way when reading stops is dropped."""
+    """Implements streams.ports.PartitionLog, for one event loop. What is on its way when reading stops is dropped.
+
+    `gathers` and `budget`: see agents.fetched_batches.Fetches."""
 
     def __init__(
         self,
@@ -36,11 +41,15 @@ class LogConsumer:
         deliver: Callable[[RecordBatch], None],
         on_out_of_range: Callable[[TopicPartition], None],
         on_unreadable: Callable[[TopicPartition, str], None],
+        gathers: bool = False,
+        budget: ByteBudget | None = None,
     ) -> None:
         self._options = dict(options)
         self._deliver = deliver
         self._on_out_of_range = on_out_of_range
         self._on_unreadable = on_unreadable
+        self._gathers = gathers
+        self._budget = budget
         self._consumer: aiokafka.AIOKafkaConsumer | None = None
         self._reading: asyncio.Task[None] | None = None
         #: Where the next batch of each partition that is read starts.
@@ -67,7 +76,7 @@ class LogConsumer:
     async def watermarks(self, topic_partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Watermarks]:
         """See streams.ports.PartitionLog."""
         marks = await read_watermarks(self._started(), [_aiokafka(each) for each in topic_partitions])
-        return {TopicPartition(tp.topic, tp.partition): each for tp, each in marks.items()}
+        return {TopicPartition(*tp): each for tp, each in marks.items()}
 
     async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:
         """See streams.ports.PartitionLog."""
@@ -94,30 +103,26 @@ class LogConsumer:
 
     async def _read(self) -> None:
         self._point()  # after a fault, what was taken from the fetcher and not delivered is fetched again
+        fetches = Fetches(
+            self._started(), self, budget=self._budget, gathers=self._gathers, batch_bytes_max=BATCH_BYTES_MAX
+        )
         while True:
             await self._has_positions.wait()
-            try:
-                fetched = await self._started().getmany(timeout_ms=_POLL_MS, max_records=DELIVERED_TOGETHER_MAX)
-            except OffsetOutOfRangeError as error:
-                for tp in error.args[0]:
-                    self._leave(TopicPartition(tp.topic, tp.partition), self._on_out_of_range)
-                continue
-            except CorruptRecordException as error:
-                # It does not say of which partition, and may have cost another one its records: each is read again.
-                self._point()
-                for topic_partition in list(self._positions):
-                    self._on_unreadable(topic_partition, in_words(error))
-                continue
-            for tp, records in fetched.items():
-                topic_partition = TopicPartition(tp.topic, tp.partition)
-                first_offset = self._positions.get(topic_partition)
-                if first_offset is not None and records[0].offset >= first_offset:
-                    self._positions[topic_partition] = records[-1].offset + 1
-                    self._deliver(_batch(topic_partition, first_offset, records))
+            for batches in (await fetches.next_batches(self._positions, _POLL_SECONDS)).values():
+                for batch in batches:
+                    if self._positions.get(batch.topic_partition) == batch.first_offset:
+                        self._positions[batch.topic_partition] = batch.next_offset
+                        self._deliver(batch)
+            await asyncio.sleep(0)  # what is fetched already is given without waiting
 
-    def _leave(self, topic_partition: TopicPartition, why: Callable[[TopicPartition], None]) -> None:
-        self.stop_reading([topic_partition])
-        why(topic_partition)
+    def report_out_of_range(self, tp: TP) -> None:
+        """See agents.fetched_batches.FetchReports."""
+        self.stop_reading([TopicPartition(*tp)])
+        self._on_out_of_range(TopicPartition(*tp))
+
+    def report_unreadable(self, tp: TP, why: str) -> None:
+        """See agents.fetched_batches.FetchReports."""
+        self._on_unreadable(TopicPartition(*tp), why)
 
     def _started(self) -> aiokafka.AIOKafkaConsumer:
         assert self._consumer is not None, "start first"
@@ -125,26 +130,12 @@ class LogConsumer:
 
 
 async def read_watermarks(consumer: aiokafka.AIOKafkaConsumer, tps: Collection[Any]) -> dict[Any, Watermarks]:
-    """The low and high watermarks at this moment. Raises KafkaError."""
+    """The low and high watermarks at this moment, and the ids of the topics. Raises KafkaError."""
+    # The ids first: a topic that is created anew in between shows by its offsets, or the next time.
+    topic_ids = await read_topic_ids(consumer._client, {tp.topic for tp in tps})
     low, high = await asyncio.gather(consumer.beginning_offsets(tps), consumer.end_offsets(tps))
-    return {tp: Watermarks(low[tp], high[tp]) for tp in tps}
+    return {tp: Watermarks(low[tp], high[tp], topic_ids.get(tp.topic)) for tp in tps}
 
 
 def _aiokafka(topic_partition: TopicPartition) -> aiokafka.TopicPartition:
     return aiokafka.TopicPartition(*topic_partition)
-
-
-def _batch(topic_partition: TopicPartition, first_offset: int, records: Sequence[Any]) -> RecordBatch:
-    """From where the fetch began, so that batches of which none is lost touch one another."""
-    values, keys = [record.value for record in records], [record.key for record in records]
-    return RecordBatch(
-        *topic_partition,
-        first_offset,
-        records[-1].offset + 1,
-        values,
-        keys,
-        [record.offset for record in records],
-        [record.timestamp for record in records],
-        headers={index: headers_of(record) for index, record in enumerate(records) if record.headers},
-        size_bytes=size_of(values, keys),
-    )

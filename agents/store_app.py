@@ -7,10 +7,13 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from agents.app import PintailApp, log_options, record_decoder
+from agents.assignor import Membership
+from agents.fetched_batches import ByteBudget
 from agents.log_consumer import LogConsumer
 from agents.query_requests import RequestAnswers, RequestReading
 from schemas.catalog import load_catalog
@@ -26,14 +29,17 @@ from streams.batches import RecordBatch
 from streams.config import Settings
 from streams.errors import SnapshotStoreUnavailableError
 from streams.finishing import in_thread
+from streams.limits import STANDBY_BUFFER_BYTES_MAX
 from streams.positions import TopicPartition
 from streams.processes.answering import QueryService
 from streams.processes.drill import drill_newest
 from streams.processes.hosting import HostingParts, PartitionHost, PartitionState
+from streams.processes.local_copies import LocalCopies
 from streams.processes.rebuilding import Rebuilding
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.recovery_orders import RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, SnapshotSchedule, Snapshotter
+from streams.processes.standby import OwnersLetters, Standbys
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,7 @@ DRILL_CHECK_SECONDS = 1.0
 RETENTION_SWEEP_SECONDS = 60.0
 ORDERS_CHECK_SECONDS = 1.0
 LOG_CHECK_SECONDS = 10.0
+COPIES_SECONDS = 5.0
 #: How long revoked partitions wait for the replies under way, so that their new owner does not answer them again.
 LAST_REPLIES_SECONDS_MAX = 1.0
 
@@ -49,23 +56,37 @@ LAST_REPLIES_SECONDS_MAX = 1.0
 class StoreOwner:
     """agents.transport.PartitionOwner of the store worker: table topics are the host's, the query topic its own."""
 
-    def __init__(self, host: PartitionHost, requests: RequestReading, query_topic: str) -> None:
+    def __init__(
+        self,
+        host: PartitionHost,
+        standbys: Standbys,
+        requests: RequestReading,
+        query_topic: str,
+        membership: Membership,
+    ) -> None:
         self._host = host
+        self._standbys = standbys
         self._requests = requests
         self._query_topic = query_topic
+        self._membership = membership
 
     async def on_assigned(self, assigned: Collection[TopicPartition], generation: int) -> None:
         """Everything starts in the background; requests are read while their partition recovers."""
         del generation
         requests = [tp for tp in assigned if tp.topic == self._query_topic]
         await self._requests.assign(requests)
-        await self._host.assign({tp.partition for tp in assigned if tp.topic != self._query_topic})
+        owned, given = {tp.partition for tp in assigned if tp.topic != self._query_topic}, self._membership.given
+        self._membership.owned = frozenset(owned)
+        standbys = given.standbys - owned
+        await self._standbys.promote(owned, kept=standbys)
+        await self._host.assign(owned, kept=standbys)
+        self._standbys.follow(standbys, given.awaited)
 
     async def revoke(self, revoked: Collection[TopicPartition]) -> None:
-        """When it returns nothing of these partitions is read, applied or open (invariant 5); their replies under
-        way have had a moment."""
+        """When it returns nothing of these partitions is read, applied or answered (invariant 5); their replies under
+        way have had a moment. Their files stay open until it is known whose they are."""
         await self._requests.revoke([tp for tp in revoked if tp.topic == self._query_topic])
-        await self._host.revoke({tp.partition for tp in revoked})
+        await self._host.suspend({tp.partition for tp in revoked})
         await self._requests.open.wait_until_replied(LAST_REPLIES_SECONDS_MAX)
 
     def committable(self) -> Mapping[TopicPartition, int]:
@@ -85,11 +106,12 @@ def store_app(settings: Settings) -> PintailApp:
     """The Faust app of one store worker."""
     settings.require("kafka", "redis", "snapshot_key")
     catalog = load_catalog(settings.tables_dir)
-    app = PintailApp(settings.store_group, settings, assigned_only=[settings.query_topic])
-
     store = DuckDBStore(
         settings.store_dir, catalog, memory_limit=settings.store_memory_limit, threads=settings.store_threads
     )
+    copies = LocalCopies(store, settings.store_dir)
+    membership = Membership(settings.worker, standbys=settings.standby, copies=copies.positions)
+    app = PintailApp(settings.store_group, settings, assigned_only=[settings.query_topic], membership=membership)
     repository, codec = open_snapshot_repository(settings), SnapshotCodec.from_settings(settings)
     dead_letters, replies = KafkaDeadLetters(settings), KafkaReplies(settings)
     sink = ClickHouseSink(settings.clickhouse) if settings.clickhouse else None
@@ -117,7 +139,21 @@ def store_app(settings: Settings) -> PintailApp:
         on_unreadable=lambda topic_partition, why: requests.read_again(topic_partition, why),
     )
     requests = RequestReading(request_log, app.log_reader.committed_record)
-    owner = app.owner = StoreOwner(host, requests, settings.query_topic)
+    standby_log = LogConsumer(
+        {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-standbys"},
+        deliver=lambda batch: standbys.submit(batch),
+        on_out_of_range=lambda topic_partition: standbys.on_out_of_range(topic_partition),
+        on_unreadable=lambda topic_partition, why: standbys.on_unreadable(topic_partition, why),
+        gathers=True,
+        budget=ByteBudget(STANDBY_BUFFER_BYTES_MAX),
+    )
+    standby_parts = replace(
+        parts,
+        recovery=Recovery(store, repository, codec, rebuilding=rebuilding, claims_epochs=False),
+        dead_letters=OwnersLetters(app.log_reader.committed_record),
+    )
+    standbys = Standbys(standby_parts, standby_log, on_all_warm=app.log_reader.join_again)
+    owner = app.owner = StoreOwner(host, standbys, requests, settings.query_topic, membership)
     queries = QueryService(store, catalog, host, settings)
     host.before_closing = queries.release
     answers = RequestAnswers(queries.answer, replies=replies, dead_letters=dead_letters)
@@ -137,7 +173,7 @@ def store_app(settings: Settings) -> PintailApp:
             logger.warning("starting without Redis: %s", error)
 
     async def start() -> None:
-        await asyncio.gather(dead_letters.start(), replies.start(), request_log.start())
+        await asyncio.gather(dead_letters.start(), replies.start(), request_log.start(), standby_log.start())
 
     async def stop() -> None:
         """In the reverse of this order, each step also when one before it failed."""
@@ -152,11 +188,14 @@ def store_app(settings: Settings) -> PintailApp:
             steps.push_async_callback(answers.drain)
             steps.push_async_callback(request_log.stop)
             steps.push_async_callback(host.leave)
+            steps.push_async_callback(standby_log.stop)
+            steps.push_async_callback(standbys.stop)
+            steps.push_async_callback(in_thread, copies.remember)
 
     app.before_joining.append(prepare)
     app.start_parts.append(start)
     app.stop_parts.append(stop)
-    app.serve_status(lambda: status_of(host))
+    app.serve_status(lambda: status_of(host, standbys))
 
     @app.on_partitions_revoked.connect  # type: ignore[untyped-decorator]
     async def let_go(app: Any, revoked: Collection[Any], **_: Any) -> None:
@@ -183,7 +222,9 @@ def store_app(settings: Settings) -> PintailApp:
     @app.timer(RETENTION_SWEEP_SECONDS)  # type: ignore[untyped-decorator]
     async def retain() -> None:
         """Deletes rows that the tables' retention has passed."""
-        await host.delete_expired(time.time_ns() // 1_000_000)
+        now_ms = time.time_ns() // 1_000_000
+        await host.delete_expired(now_ms)
+        await standbys.delete_expired(now_ms)
 
     @app.timer(ORDERS_CHECK_SECONDS)  # type: ignore[untyped-decorator]
     async def obey() -> None:
@@ -195,17 +236,24 @@ def store_app(settings: Settings) -> PintailApp:
         """Notices a topic that was deleted and created anew, and one that lost records, while it is read."""
         await host.check_logs()
 
+    @app.timer(COPIES_SECONDS)  # type: ignore[untyped-decorator]
+    async def remember() -> None:
+        """Notes how far the local copies are, for the next start."""
+        await in_thread(copies.remember)
+
     return app
 
 
 _ON_ITS_WAY = (PartitionState.RECOVERING, PartitionState.REPLAYING)
 
 
-def status_of(host: PartitionHost) -> dict[str, Any]:
-    """What /ready reports: ready when this worker has partitions and serves all of them."""
-    hosted = host.hosted()
+def status_of(host: PartitionHost, standbys: Standbys) -> dict[str, Any]:
+    """What /ready reports: ready when this worker serves all its partitions; one that has none, when all its standbys
+    are warm."""
+    hosted, copies = host.hosted(), standbys.standbys()
+    is_warm = bool(copies) and all(standby.is_warm for standby in copies.values())
     return {
-        "ready": bool(hosted) and len(host.serving()) == len(hosted),
+        "ready": len(host.serving()) == len(hosted) if hosted else is_warm,
         "partitions": {
             str(number): {
                 "state": partition.state,
@@ -218,6 +266,14 @@ def status_of(host: PartitionHost) -> dict[str, Any]:
                 **({"failure": str(failure)} if (failure := partition.failure or partition.obstacle) else {}),
             }
             for number, partition in sorted(hosted.items())
+        },
+        "standbys": {
+            str(number): {
+                "lag_records": standby.lag_records,
+                "next_offsets": standby.positions,
+                **({"failure": standby.failure} if standby.failure else {}),
+            }
+            for number, standby in sorted(copies.items())
         },
     }
 

@@ -13,21 +13,13 @@ Topics are declared with `acks=False`, so Faust's own per-offset bookkeeping sta
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Protocol
 
 import aiokafka
 import faust
-from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult
-from aiokafka.errors import (
-    CommitFailedError,
-    ConsumerStoppedError,
-    IllegalStateError,
-    KafkaError,
-    OffsetOutOfRangeError,
-)
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as faust_aiokafka
@@ -35,26 +27,17 @@ from faust.transport.drivers.aiokafka import ensure_aiokafka_TP
 from faust.types import TP, ConsumerMessage
 from mode import Service
 
-from agents.fetched_batches import ByteBudget, drain
+from agents.fetched_batches import ByteBudget, Fetches
 from agents.group_watch import CHECK_SECONDS, GroupWatch
 from agents.log_consumer import read_watermarks
-from streams.adapters.kafka_topic_ids import read_topic_ids
 from streams.batches import RecordBatch
 from streams.errors import SinkFencedError, SinkUnavailableError
-from streams.limits import GATHERED_BYTES
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
-from streams.retry import in_words
 
 logger = logging.getLogger(__name__)
 
 SCHEME = "pintail"
-#: How long the broker gathers for a fetch that follows another one, unless GATHERED_BYTES are there. It is most of what
-#: a steady trickle waits to become visible: a transaction costs milliseconds however small it is, so a trickle must not
-#: make one of every record.
-FETCH_WAIT_MS_MAX = 40
-#: When nothing was fetched for so many times as long, the next fetch brings the first record that comes.
-PAUSE_WAITS = 2
 
 
 class PartitionOwner(Protocol):
@@ -93,12 +76,10 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
 class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Runs the aiokafka consumer on a thread of its own."""
 
-    #: How long the broker gathers for this consumer.
-    fetch_wait_ms = FETCH_WAIT_MS_MAX
+    _fetches: Fetches | None = None
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         del transport
-        self.fetch_wait_ms = self.app.consumer_options["fetch_max_wait_ms"]
         return aiokafka.AIOKafkaConsumer(**self.app.consumer_options)
 
     @Service.task  # type: ignore[untyped-decorator]
@@ -117,84 +98,13 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         del max_records
         if not self.consumer.flow_active:
             return {}
-        fetcher = consumer._fetcher
-        if consumer._closed or fetcher._closed:
-            raise ConsumerStoppedError
-        with fetcher._subscriptions.fetch_context():
-            return await self._next_batches(fetcher, active_partitions, timeout or 0.0)
+        if self._fetches is None:
+            self._fetches = Fetches(consumer, self.consumer, budget=self.consumer.budget)
+        return await self._fetches.next_batches(active_partitions, timeout or 0.0)
 
-    async def _next_batches(self, fetcher: Fetcher, active: Any, timeout: float) -> dict[TP, list[RecordBatch]]:
-        """What is fetched, at once if there is something. After that the broker gathers for the next fetch; after a
-        pause it does not, so that a record that comes alone does not wait for company."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        while True:
-            if fetcher._subscriptions.reassignment_in_progress:
-                await fetcher._subscriptions.wait_for_assignment()
-            batches, is_holding_back = self._drain_fetched(fetcher, active)
-            if batches:
-                fetcher._fetch_min_bytes = GATHERED_BYTES
-                return batches
-            remaining = deadline - loop.time()
-            if remaining <= 0:
-                return {}
-            waiting = [asyncio.ensure_future(fetcher._create_fetch_waiter())]
-            if is_holding_back:
-                waiting.append(asyncio.ensure_future(self.consumer.budget.wait_for_room()))
-            pause = min(remaining, PAUSE_WAITS * self.fetch_wait_ms / 1000)
-            done, pending = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-            for task in pending:
-                task.cancel()
-            if fetcher._closed:
-                return {}
-            if not done:
-                fetcher._fetch_min_bytes = 1
-            for task in done:
-                task.result()
-
-    def _drain_fetched(self, fetcher: Fetcher, active: Any) -> tuple[dict[TP, list[RecordBatch]], bool]:
-        """What is fetched for active partitions and within the budget; True if the budget holds something back."""
-        budget: ByteBudget = self.consumer.budget
-        batches: dict[TP, list[RecordBatch]] = {}
-        is_holding_back = False
-        for topic_partition, result in list(fetcher._records.items()):
-            tp = TP(topic_partition.topic, topic_partition.partition)
-            if tp not in active:
-                if not fetcher._subscriptions.is_assigned(topic_partition):
-                    del fetcher._records[topic_partition]
-                continue
-            if not budget.admits(tp, partitions=len(active)):
-                is_holding_back = True
-                continue
-            if isinstance(result, FetchError):
-                self._report(tp, result)
-            elif result.check_assignment(topic_partition) and result.has_more():
-                batch = self._drain_one(result, tp)
-                if batch is not None:
-                    budget.take(tp, batch)
-                    batches[tp] = [batch]
-            if isinstance(result, FetchError) or not result.has_more():
-                del fetcher._records[topic_partition]
-                fetcher._notify(fetcher._wait_consume_future)
-        return batches, is_holding_back
-
-    def _drain_one(self, result: FetchResult, tp: TP) -> RecordBatch | None:
-        """The next batch of this fetch; None if it brings none, or cannot be read. Then nothing of what is left of it
-        is used, and the position stays where it is."""
-        try:
-            return drain(result, tp, self._consumer._coordinator.generation)
-        except Exception as error:  # noqa: BLE001  # the boundary of one partition: the others' batches are drained
-            result._partition_records = None
-            self.consumer.report_unreadable(tp, in_words(error))
-            return None
-
-    def _report(self, tp: TP, failure: FetchError) -> None:
-        try:
-            failure.check_raise()
-        except OffsetOutOfRangeError:
-            self.consumer.report_out_of_range(tp)
-        except KafkaError as error:
-            logger.error("fetching %s: %r; trying again", tp, error)
+    def join_again(self) -> None:
+        """Asks the group to assign anew."""
+        self.thread_loop.call_soon_threadsafe(self._ensure_consumer()._coordinator.request_rejoin)
 
     async def leave_alone(self, topic_partitions: Collection[TopicPartition]) -> None:
         """Fetches nothing of these under this assignment: fetched records that nobody takes hold up the others'."""
@@ -252,11 +162,7 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         return await self.call_thread(self._read_watermarks, list(tps))  # type: ignore[no-any-return]
 
     async def _read_watermarks(self, tps: list[TP]) -> dict[TP, Watermarks]:
-        consumer = self._ensure_consumer()
-        # The ids first: a topic that is created anew in between shows by its offsets, or the next time.
-        topic_ids = await read_topic_ids(consumer._client, {tp.topic for tp in tps})
-        marks = await read_watermarks(consumer, tps)
-        return {tp: each._replace(topic_id=topic_ids.get(tp.topic)) for tp, each in marks.items()}
+        return await read_watermarks(self._ensure_consumer(), tps)
 
 
 class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]
@@ -303,6 +209,12 @@ class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]
                 break
             yield tp, self._to_message(tp, batch)
 
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Faust seeks only where there is something to seek; the owner hears of an assignment of nothing as well."""
+        await super().on_partitions_assigned(assigned, generation_id)
+        if not assigned:
+            await self.owner.on_assigned(set(), generation_id)
+
     async def perform_seek(self) -> None:
         """Silences every partition, then lets the owner begin: whatever it starts to read from then on is read."""
         assigned = {TopicPartition(*tp) for tp in self.assignment()}
@@ -335,6 +247,10 @@ class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]
     async def committed_record(self, topic_partition: TopicPartition) -> tuple[int, str] | None:
         """See BatchConsumerThread.committed_record."""
         return await self._thread.committed_record(TP(*topic_partition))  # type: ignore[no-any-return]
+
+    def join_again(self) -> None:
+        """Asks the group to assign anew."""
+        self._thread.join_again()
 
     def report_out_of_range(self, tp: TP) -> None:
         """Called on the consumer's thread; tells the owner on its own loop."""

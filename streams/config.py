@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     ingest_buffer_bytes_max: int = Field(
         default=INGEST_BUFFER_BYTES_MAX, ge=MIB, description="Bytes fetched but not yet durable, per worker"
     )
+    session_timeout_seconds: int = Field(
+        default=10, ge=6, le=45, description="How long a worker may be away before its partitions move"
+    )
+    standby: int = Field(default=0, ge=0, le=9, description="Warm copies of each partition that other workers keep")
     revoke_seconds_max: float = Field(
         default=8.0,
         gt=0,

@@ -33,6 +33,11 @@ REFUSED_IN_A_ROW_MAX = 100
 #: A partition's write-ahead log is folded into its file beyond this size.
 WAL_BYTES_MAX = 64 * MIB
 
+#: A copy of a partition that is behind by no more than this is warm: it is replayed within a second or so.
+WARM_LAG_RECORDS_MAX = 100_000
+#: Bytes of fetched batches that may wait for a worker's standbys.
+STANDBY_BUFFER_BYTES_MAX = 64 * MIB
+
 QUERY_SQL_CHARS_MAX = 20_000
 QUERY_ROWS_MAX = 10_000
 QUERY_ANSWER_BYTES_MAX = 900 * KIB

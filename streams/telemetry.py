@@ -54,6 +54,10 @@ REREADS = Counter(
     "pintail_rereads", "Times the log was read again because records were damaged or missing", ["topic", "partition"]
 )
 RETENTION_FAILURES = Counter("pintail_retention_failures", "Retention sweeps of a partition that failed", ["partition"])
+STANDBY_LAG_RECORDS = Gauge(
+    "pintail_standby_lag_records", "Offsets between a standby and the high watermarks", ["partition"]
+)
+STANDBY_FAULTS = Counter("pintail_standby_faults", "Faults that made a standby start anew", ["partition"])
 REVOKE_SECONDS = Histogram(
     "pintail_revoke_seconds", "Letting go of partitions in a rebalance or at the end", buckets=LATENCY_BUCKETS
 )

@@ -80,7 +80,14 @@ class PartitionStore:
     """One open partition. Made by DuckDBStore.open_partition."""
 
     def __init__(
-        self, partition: int, path: Path, *, database: str, catalog: Catalog, connection: duckdb.DuckDBPyConnection
+        self,
+        partition: int,
+        path: Path,
+        *,
+        database: str,
+        catalog: Catalog,
+        connection: duckdb.DuckDBPyConnection,
+        fd: int | None = None,
     ) -> None:
         self.partition = partition
         self.path = path
@@ -88,7 +95,7 @@ class PartitionStore:
         self.database = database
         self._catalog = catalog
         self._connection = connection  # of the writer; used only under _writing
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else fd
         self._writing = threading.Lock()
         self._checkpointing = threading.Lock()  # taken before _writing
         self._released = False
@@ -288,11 +295,20 @@ class PartitionStore:
     def release(self) -> None:
         """Fences the writer and waits for the transaction or the copy in flight. Idempotent.
 
-        The descriptor stays open until `close_descriptor`, which must follow DETACH."""
+        Until `close_descriptor`, which must follow DETACH, the descriptor stays open, and next_offsets can be read."""
         with self._checkpointing, self._writing:
             if not self._released:
                 self._released = True
                 self._connection.close()
+
+    def successor(self, connection: duckdb.DuckDBPyConnection) -> PartitionStore:
+        """A new writer of the same attached file, once this one is released."""
+        assert self._released
+        # The descriptor goes along: to close any of a file would drop DuckDB's lock on it.
+        fd, self._fd = self._fd, -1
+        return PartitionStore(
+            self.partition, self.path, database=self.database, catalog=self._catalog, connection=connection, fd=fd
+        )
 
     def close_descriptor(self) -> None:
         """After DETACH. Idempotent."""

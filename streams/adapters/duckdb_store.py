@@ -56,7 +56,7 @@ class DuckDBStore:
         self._turns: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.RLock()  # guards the instance's catalog and the fields below; never held while waiting
         self._partitions: dict[int, PartitionStore] = {}
-        self._closing: set[int] = set()
+        self._fenced: set[int] = set()  # attached, but nobody writes and no view shows them
         self._file_locks: dict[int, FileLock] = {}
         self._visible: frozenset[int] = frozenset()
         self._scopes: frozenset[str] = frozenset()
@@ -68,18 +68,17 @@ class DuckDBStore:
         return self._directory / f"{partition}.duckdb"
 
     def partitions(self) -> Mapping[int, PartitionStore]:
-        """The open partitions."""
+        """The partitions whose files are attached: the open ones, and those that were released."""
         with self._lock:
             return dict(self._partitions)
 
     def open_partition(self, partition: int) -> PartitionStore:
-        """Locks, checks and attaches the partition's file, creating it and migrating its tables as needed.
-
-        Idempotent. Raises StoreLockedError, StoreCorruptError.
+        """Locks, checks and attaches the partition's file, creating it and migrating its tables as needed; one that was
+        only released has all that behind it. Idempotent. Raises StoreLockedError, StoreCorruptError.
         """
         with self._turn_of(partition):
             if opened := self.partitions().get(partition):
-                return opened
+                return self._taken_back(opened)
             file_lock = FileLock(self._directory / f"{partition}.lock")
             try:
                 store = self._attach(partition)
@@ -91,26 +90,26 @@ class DuckDBStore:
                 self._partitions[partition] = store
             return store
 
+    def release_partition(self, partition: int) -> None:
+        """Takes the file from the views, fences the writer and waits for the transaction or the copy in flight. The
+        file stays attached and locked until `close_partition`: to open it again costs nothing. Idempotent."""
+        with self._turn_of(partition):
+            self._fence(partition)
+
     def close_partition(self, partition: int) -> None:
-        """Takes the file from the views, fences the writer, waits for the transaction or the copy in flight, detaches
-        the file and unlocks it. Idempotent, also after a failure.
+        """The same, and detaches the file and unlocks it. Idempotent, also after a failure.
 
         A query that still runs on the partition keeps the file open until it ends, but cannot change it.
         """
         with self._turn_of(partition):
-            with self._lock:
-                store = self._partitions.get(partition)
-                if store is None:
-                    return
-                self._closing.add(partition)
-                if partition in self._visible:
-                    self.publish_scopes(self._visible)
-            store.release()
+            store = self._fence(partition)
+            if store is None:
+                return
             with self._lock:
                 self._instance.execute(f"DETACH {store.database}")
                 store.close_descriptor()
                 del self._partitions[partition]
-                self._closing.remove(partition)
+                self._fenced.remove(partition)
                 self._file_locks.pop(partition).release()
 
     def interrupt(self, partition: int) -> None:
@@ -133,9 +132,9 @@ class DuckDBStore:
 
     def publish_scopes(self, serving: Collection[int]) -> None:
         """Rebuilds the views of queries over exactly these partitions: `all_partitions` and one scope for each. Leaves
-        out what is not open, or is being closed."""
+        out what is not open, or was released."""
         with self._lock:
-            readable = self._partitions.keys() - self._closing
+            readable = self._partitions.keys() - self._fenced
             stores = {partition: self._partitions[partition] for partition in sorted(readable.intersection(serving))}
             scopes = {ALL_PARTITIONS: list(stores.values())}
             scopes |= {f"p{partition}": [store] for partition, store in stores.items()}
@@ -173,6 +172,25 @@ class DuckDBStore:
             return self._turns[partition]
 
     # -- in the partition's turn -------------------------------------------------------------------------------------
+
+    def _fence(self, partition: int) -> PartitionStore | None:
+        with self._lock:
+            store = self._partitions.get(partition)
+            if store is None:
+                return None
+            self._fenced.add(partition)
+            if partition in self._visible:
+                self.publish_scopes(self._visible)
+        store.release()
+        return store
+
+    def _taken_back(self, store: PartitionStore) -> PartitionStore:
+        """A new writer for a file that was released; the store itself if it was not."""
+        with self._lock:
+            if store.partition in self._fenced:
+                store = self._partitions[store.partition] = store.successor(self._instance.cursor())
+                self._fenced.remove(store.partition)
+            return store
 
     def _attach(self, partition: int) -> PartitionStore:
         path, database = self.path_of(partition), f"partition_{partition}"

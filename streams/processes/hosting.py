@@ -22,6 +22,7 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 from schemas.catalog import Catalog
 from streams import telemetry
@@ -121,6 +122,7 @@ class HostedPartition:
         #: The order being carried out: until the partition serves, or shows that it cannot.
         self._order: RecoveryOrder | None = None
         self._ordered = asyncio.Event()
+        self._is_kept = False
         self._has_let_go = False
         self._task = asyncio.create_task(self._supervise(), name=f"partition-{partition}")
 
@@ -264,12 +266,13 @@ class HostedPartition:
             logger.exception("expired rows of partition %d stay until the next sweep", self.partition)
             telemetry.RETENTION_FAILURES.labels(self.partition).inc()
 
-    async def stop(self) -> None:
-        """Lets go: when it returns nothing is applied or answered any more, and the file is closed and unlocked.
+    async def stop(self, *, is_kept: bool = False) -> None:
+        """Lets go: when it returns nothing is applied or answered any more, and the file is closed and unlocked, unless
+        it `is_kept`.
 
         Waits for the transaction in flight, and for opening or restoring the file if that is under way. Raises what
         closing the file raised."""
-        self._is_leaving = True
+        self._is_leaving, self._is_kept = True, is_kept
         self._task.cancel()
         await asyncio.wait({self._task})
         await self._release()
@@ -326,11 +329,7 @@ class HostedPartition:
         recovered = await self._recover(marks)
         # Anew: what was recovered may be newer than these, and a store ahead of the log counts as a gap.
         marks = await self._log.watermarks(self.topic_partitions)
-        try:
-            positions = await self._start_positions(recovered, marks)
-        except LogGapError as gap:
-            recovered = await self._recover_beyond(gap, recovered, marks)
-            positions = await self._start_positions(recovered, marks)
+        recovered, positions, self._topic_ids = await continued_by_log(self._parts, recovered, marks)
         self.recovered, self.store, self.epoch = recovered, recovered.store, recovered.epoch
         telemetry.RECOVERY_SECONDS.labels(self.partition, recovered.rung).set(recovered.seconds)
         self.positions = positions
@@ -366,38 +365,6 @@ class HostedPartition:
         if self._order is not None and not self._order.is_begun:
             await in_thread(self._parts.orders.begin, self._order)
         return recovered
-
-    async def _recover_beyond(
-        self, gap: LogGapError, behind: Recovered, marks: Mapping[TopicPartition, Watermarks]
-    ) -> Recovered:
-        """A local file that the log no longer reaches back to may be older than a snapshot that it does reach. Raises
-        the gap where there is none."""
-        if gap.kind is not LogGapKind.DELETED or behind.rung is not Rung.LOCAL_FILE:
-            raise gap
-        logger.warning("partition %d: %s; looking for a newer snapshot", self.partition, gap.message)
-        await in_thread(self._parts.store.close_partition, self.partition)
-        recovered = await self._parts.recovery.recover_beyond(
-            self.partition, lambda next_offsets: closes_gap(next_offsets, self.partition, marks)
-        )
-        if recovered is None:
-            raise gap
-        return recovered
-
-    async def _start_positions(
-        self, recovered: Recovered, marks: Mapping[TopicPartition, Watermarks]
-    ) -> dict[str, int]:
-        """Where to read each topic on. From then on the store is one of these very topics. Raises LogGapError."""
-        store = recovered.store
-        next_offsets, topic_ids = store.next_offsets(), await in_thread(store.topic_ids)
-        positions = {
-            tp.topic: check_position(tp, next_offsets.get(tp.topic), topic_ids.get(tp.topic), marks[tp])
-            for tp in self.topic_partitions
-        }
-        found = {tp.topic: topic_id for tp in self.topic_partitions if (topic_id := marks[tp].topic_id) is not None}
-        if new := {topic: topic_id for topic, topic_id in found.items() if topic_ids.get(topic) != topic_id}:
-            await in_thread(store.set_topic_ids, new)
-        self._topic_ids = topic_ids | found
-        return positions
 
     async def _finish_order(self, failure: str | None) -> None:
         """Says what became of the order that is being carried out, if there is one."""
@@ -451,8 +418,10 @@ class HostedPartition:
             self._ingestion = None
         if self._capture is not None:
             self._capture.cancel()
+        store = self._parts.store
+        let_go = store.release_partition if self._is_kept else store.close_partition
         async with AsyncExitStack() as steps:
-            steps.push_async_callback(in_thread, self._parts.store.close_partition, self.partition)
+            steps.push_async_callback(in_thread, let_go, self.partition)
             steps.push_async_callback(self._host.before_closing, [self.partition])
             steps.push_async_callback(self._reading.stop)
         async with self._moved:
@@ -486,10 +455,13 @@ class PartitionHost:
         """Every partition of the current assignment, for status and metrics."""
         return self._hosted
 
-    async def assign(self, partitions: Collection[int]) -> None:
-        """A new assignment: starts afresh with these, in the background."""
+    async def assign(self, partitions: Collection[int], *, kept: Collection[int] = ()) -> None:
+        """A new assignment: starts afresh with these, in the background. Of the files that `suspend` left open, those
+        that belong neither to these nor to the `kept` partitions are closed."""
         async with self._assigning:
             await self._let_go(list(self._hosted))
+            strangers = self._parts.store.partitions().keys() - {*partitions, *kept}
+            await all_ended([in_thread(self._parts.store.close_partition, partition) for partition in strangers])
             for partition in sorted(partitions):
                 self._hosted[partition] = HostedPartition(partition, self, self._parts, self._log)
 
@@ -502,6 +474,12 @@ class PartitionHost:
         async with self._assigning:
             await self._let_go(partitions)
 
+    async def suspend(self, partitions: Collection[int]) -> None:
+        """As `revoke`, but the files stay open until the next `assign`, though nobody writes to them: most partitions
+        of a rebalance stay where they are, and to replay the write-ahead log of a file takes seconds."""
+        async with self._assigning:
+            await self._let_go(partitions, are_kept=True)
+
     async def leave(self) -> None:
         """The worker ends: a last snapshot of what moved, as far as time allows, so that an owner on another machine
         has seconds to replay; then lets go of everything. Nothing may be submitted any more."""
@@ -510,13 +488,13 @@ class PartitionHost:
                 await self.take_snapshots()
         await self.revoke(list(self._hosted))
 
-    async def _let_go(self, partitions: Collection[int]) -> None:
+    async def _let_go(self, partitions: Collection[int], *, are_kept: bool = False) -> None:
         leaving = [self._hosted.pop(partition) for partition in partitions if partition in self._hosted]
         loop = asyncio.get_running_loop()
         overruns = [loop.call_later(self._revoke_seconds_max, hosted.hurry) for hosted in leaving]
         try:
             with telemetry.REVOKE_SECONDS.time():
-                await all_ended([hosted.stop() for hosted in leaving])
+                await all_ended([hosted.stop(is_kept=are_kept) for hosted in leaving])
         finally:
             for overrun in overruns:
                 overrun.cancel()
@@ -602,6 +580,43 @@ class PartitionHost:
         """Applies the tables' retention in every SERVING partition."""
         for hosted in list(self._hosted.values()):
             await hosted.delete_expired(now_ms)
+
+
+async def continued_by_log(
+    parts: HostingParts, recovered: Recovered, marks: Mapping[TopicPartition, Watermarks]
+) -> tuple[Recovered, dict[str, int], dict[str, str]]:
+    """A store that the log continues, where to read each topic on, and the ids of these topics.
+
+    A local file that the log no longer reaches back to may be older than a snapshot that it does reach, which is taken
+    instead. Raises LogGapError where there is none."""
+    try:
+        return recovered, *await _start_positions(recovered.store, marks)
+    except LogGapError as gap:
+        if gap.kind is not LogGapKind.DELETED or recovered.rung not in (Rung.WARM, Rung.LOCAL_FILE):
+            raise
+        partition = recovered.store.partition
+        logger.warning("partition %d: %s; looking for a newer snapshot", partition, gap.message)
+        await in_thread(parts.store.close_partition, partition)
+        newer = await parts.recovery.recover_beyond(partition, partial(closes_gap, partition=partition, log=marks))
+        if newer is None:
+            raise
+    return newer, *await _start_positions(newer.store, marks)
+
+
+async def _start_positions(
+    store: PartitionStore, marks: Mapping[TopicPartition, Watermarks]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Where to read each topic on, and its id. From then on the store is one of these very topics. Raises
+    LogGapError."""
+    next_offsets, topic_ids = store.next_offsets(), await in_thread(store.topic_ids)
+    positions = {
+        tp.topic: check_position(tp, next_offsets.get(tp.topic), topic_ids.get(tp.topic), log)
+        for tp, log in marks.items()
+    }
+    found = {tp.topic: log.topic_id for tp, log in marks.items() if log.topic_id is not None}
+    if new := {topic: topic_id for topic, topic_id in found.items() if topic_ids.get(topic) != topic_id}:
+        await in_thread(store.set_topic_ids, new)
+    return positions, topic_ids | found
 
 
 async def _nothing_reads(partitions: Collection[int]) -> None:

@@ -61,12 +61,14 @@ class PartitionIngestion:
         dead_letters: DeadLetters,
         announce: Callable[[Mapping[str, int]], Awaitable[None]],
         threads: Executor,
+        is_counted: bool = True,
     ) -> None:
         self._store = store
         self._tables = tables
         self._decoder = decoder
         self._dead_letters = dead_letters
         self._announce = announce
+        self._is_counted = is_counted  # False for a copy, whose records another worker counts
         self._in_thread = partial(asyncio.get_running_loop().run_in_executor, threads)
         self._queue: deque[RecordBatch] = deque()
         self._queued_bytes = 0
@@ -140,7 +142,8 @@ class PartitionIngestion:
             await self._in_thread(self._apply, decoded)
         # 4. announce
         await self._announce({batch.topic: batch.next_offset for batch in batches})
-        _count(decoded, seconds=time.perf_counter() - started)
+        if self._is_counted:
+            _count(decoded, seconds=time.perf_counter() - started)
 
     async def _decoded(self, batches: Sequence[RecordBatch]) -> tuple[list[DecodedBatch], bool]:
         """Decodes once every schema can be had, however long that takes. Where nothing is to be parked it also applies,

@@ -1,5 +1,6 @@
 """Finds a partition a store to go on from: the recovery ladder (D7), one function per rung, tried in this order.
 
+    warm         the file is open already: of the assignment before, or of a standby that is promoted
     local file   opened and checked by the store. A damaged one is put aside as `<N>.duckdb.corrupt-<ms>` (only the
                  newest of them is kept) and the ladder goes on; so it does where nothing was ever applied, because an
                  empty file would replay the log from its beginning, which may not be where the records began
@@ -17,8 +18,9 @@ waits for it until a deadline, then raises; but where the log shows that there n
 and nobody is waited for. Snapshots under another key, and rows that cannot come back exactly, are raised for the same
 reason.
 
-Then the assignment's epoch is claimed and written into the store. No thread of a cancelled recovery outlives it, so the
-caller can close what was opened. Called by processes/hosting.py for each assignment.
+Then the assignment's epoch is claimed and written into the store; a standby claims none. No thread of a cancelled
+recovery outlives it, so the caller can close what was opened. Called by processes/hosting.py for each assignment, and
+by processes/standby.py.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ BATCH_BLOCKS = 16
 class Rung(StrEnum):
     """Where a recovered store came from."""
 
+    WARM = "warm"
     LOCAL_FILE = "local_file"
     SNAPSHOT = "snapshot"
     CLICKHOUSE = "clickhouse"
@@ -104,7 +107,7 @@ _ORDERED_RUNGS = {"snapshot": Rung.SNAPSHOT, "clickhouse": Rung.CLICKHOUSE, "log
 
 class Recovery:
     """Recovers partitions of one worker. Without a repository the ladder has no snapshot rung, without `rebuilding` no
-    ClickHouse rung."""
+    ClickHouse rung. One that does not own what it recovers claims no epochs, so that nothing of it can be published."""
 
     def __init__(
         self,
@@ -113,6 +116,7 @@ class Recovery:
         codec: SnapshotCodec | None,
         *,
         rebuilding: Rebuilding | None = None,
+        claims_epochs: bool = True,
         server_deadline_seconds: float = SERVER_DEADLINE_SECONDS,
     ) -> None:
         assert (repository is None) == (codec is None), "a repository and a codec belong together"
@@ -120,6 +124,7 @@ class Recovery:
         self._repository = repository
         self._codec = codec
         self._rebuilding = rebuilding
+        self._claims_epochs = claims_epochs
         self._server_deadline_seconds = server_deadline_seconds
 
     async def recover(
@@ -172,7 +177,7 @@ class Recovery:
         return None
 
     async def _opened(self, found: _Found, started: float) -> Recovered:
-        epoch = await self._claim_epoch(found.store)
+        epoch = await (self._claim_epoch(found.store) if self._claims_epochs else in_thread(found.store.epoch))
         return Recovered(
             store=found.store,
             epoch=epoch,
@@ -189,6 +194,7 @@ class Recovery:
         source, path = order.source, self._store.path_of(partition)
         logger.warning("partition %d: recovered from %s, as ordered", partition, source)
         rung = _ORDERED_RUNGS[source.name]
+        await in_thread(self._store.close_partition, partition)
         if order.is_begun and path.exists():
             return _Found(await in_thread(self._store.open_partition, partition), rung, source.version)
         if source.version is not None:
@@ -225,7 +231,8 @@ class Recovery:
         if not path.exists():
             logger.info("partition %d: no local file", partition)
             return None
-        progress.begin(Rung.LOCAL_FILE, path.stat().st_size, "bytes")
+        rung = Rung.WARM if partition in self._store.partitions() else Rung.LOCAL_FILE
+        progress.begin(rung, path.stat().st_size, "bytes")
         try:
             store = await in_thread(self._store.open_partition, partition)
         except StoreCorruptError as error:
@@ -239,8 +246,8 @@ class Recovery:
             await in_thread(self._discard if is_half_built else self._store.close_partition, partition)
             return None
         progress.end()
-        logger.info("partition %d: local file opened, at %s", partition, store.next_offsets())
-        return _Found(store, Rung.LOCAL_FILE)
+        logger.info("partition %d: %s opened, at %s", partition, rung, store.next_offsets())
+        return _Found(store, rung)
 
     async def _from_snapshot(self, partition: int, log: LogWatermarks, progress: RecoveryProgress) -> _Found | None:
         if self._repository is None or self._codec is None:

@@ -1,8 +1,9 @@
-"""Two store workers under load: what a restart and a death of one of them cost (invariants 2, 3, 6)."""
+"""Two store workers with standbys, under load: what a restart and a death of one of them cost (invariants 2, 3, 6)."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Message, Producer
 
+from tests.oracle import records_of
 from tests.system import System, running_system
 from tests.waiting import wait_for, worker_report
 
 PARTITIONS = 4
 WORKERS = ("store-0", "store-1")
+POISON = b'{"number": "many"}'
 TABLES = {
     "visits": """
         CREATE TABLE visits (number BIGINT NOT NULL) WITH (topic = '{prefix}.visits', partitions = 4)
@@ -24,7 +27,7 @@ TABLES = {
 
 
 class Publisher(threading.Thread):
-    """Writes numbers to each partition in turn until told to stop."""
+    """Writes numbers to each partition in turn until told to stop, and some poison."""
 
     def __init__(self, system: System) -> None:
         super().__init__(name="publisher", daemon=True)
@@ -40,6 +43,8 @@ class Publisher(threading.Thread):
             for partition in range(PARTITIONS):
                 value = json.dumps({"number": self.rounds})
                 self._producer.produce(self.topic, value, partition=partition, on_delivery=self._on_delivery)
+            if self.rounds % 10 == 0:
+                self._producer.produce(self.topic, POISON, partition=self.rounds // 10 % PARTITIONS)
             self.rounds += 1
             self._producer.poll(0)
         assert self._producer.flush(30) == 0
@@ -65,12 +70,12 @@ def system(
         redis_url=redis_url,
         clickhouse_url=clickhouse_url,
         store_workers=2,
+        environment={"PINTAIL_STANDBY": "1", "PINTAIL_SESSION_TIMEOUT_SECONDS": "30"},
     ) as system:
-        wait_for(lambda: all(len(serving(system, name)) == 2 for name in WORKERS), "both serve two partitions")
         yield system
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def publisher(system: System) -> Iterator[Publisher]:
     publisher = Publisher(system)
     publisher.start()
@@ -78,11 +83,22 @@ def publisher(system: System) -> Iterator[Publisher]:
     publisher.finish()
 
 
-def partitions_of(system: System, worker: str) -> dict[int, dict[str, Any]]:
-    """What the worker's /ready says of each partition."""
+def report(system: System, worker: str) -> dict[str, Any]:
+    """What the worker's /ready says; empty while it says nothing."""
     port = system.stack.process(worker).specification.port
     assert port is not None
-    return {int(number): state for number, state in worker_report(port).get("partitions", {}).items()}
+    return worker_report(port)
+
+
+def partitions_of(system: System, worker: str) -> dict[int, dict[str, Any]]:
+    """What it says of each partition that it owns."""
+    return {int(number): state for number, state in report(system, worker).get("partitions", {}).items()}
+
+
+def standbys_of(system: System, worker: str) -> set[int]:
+    """The partitions of which it keeps a copy that follows the log."""
+    standbys = report(system, worker).get("standbys", {})
+    return {int(number) for number, state in standbys.items() if state["lag_records"] is not None}
 
 
 def serving(system: System, worker: str) -> dict[int, int]:
@@ -91,8 +107,15 @@ def serving(system: System, worker: str) -> dict[int, int]:
     return {number: state["epoch"] for number, state in states.items() if state["state"] == "serving"}
 
 
-def has_applied(system: System, worker: str) -> bool:
-    return all(min(state["next_offsets"].values()) > 0 for state in partitions_of(system, worker).values())
+def is_settled(system: System) -> bool:
+    """Each serves two partitions, and keeps warm copies of the other's."""
+    owned = {name: serving(system, name).keys() for name in WORKERS}
+    copies = {name: standbys_of(system, name) for name in WORKERS}
+    return (
+        all(len(partitions) == 2 for partitions in owned.values())
+        and all(min(state["next_offsets"].values()) > 0 for n in WORKERS for state in partitions_of(system, n).values())
+        and copies == {"store-0": set(owned["store-1"]), "store-1": set(owned["store-0"])}
+    )
 
 
 def keys_by_partition(system: System) -> dict[int, str]:
@@ -107,8 +130,47 @@ def keys_by_partition(system: System) -> dict[int, str]:
     return keys
 
 
-def check_content(system: System, publisher: Publisher) -> None:
-    """Every partition holds each number exactly once."""
+def rungs(system: System, worker: str) -> set[str]:
+    """How the partitions that the worker owns were recovered."""
+    return {state["recovered"]["rung"] for state in partitions_of(system, worker).values()}
+
+
+@pytest.mark.usefixtures("publisher")
+@pytest.mark.parametrize(
+    ("restarted", "kept", "is_killed"),
+    [("store-0", "store-1", False), ("store-1", "store-0", False), ("store-1", "store-0", True)],
+)
+def test_a_restart_within_the_session_time_out_moves_nothing(
+    system: System, restarted: str, kept: str, is_killed: bool
+) -> None:
+    wait_for(lambda: is_settled(system), "each serves two partitions and copies two")
+    before = {name: serving(system, name) for name in WORKERS}
+    if is_killed:
+        system.stack.kill(restarted, signal.SIGKILL)  # whatever watches over it starts it again
+    else:
+        system.stack.stop_process(restarted)
+        system.stack.start_process(restarted)
+    wait_for(lambda: serving(system, restarted).keys() == before[restarted].keys(), "it serves the same")
+    assert serving(system, kept) == before[kept], "a new epoch would be a new assignment"
+    assert rungs(system, restarted) == {"local_file"}
+
+
+@pytest.mark.usefixtures("publisher")
+def test_when_a_worker_dies_the_other_answers_from_its_copies(system: System) -> None:
+    wait_for(lambda: is_settled(system), "each serves two partitions and copies two")
+    system.stack.kill("store-1", signal.SIGKILL)
+    system.stack.stop_process("store-1")
+    wait_for(lambda: serving(system, "store-0").keys() == set(range(PARTITIONS)), "store-0 serves all", seconds=60)
+    assert rungs(system, "store-0") == {"warm"}
+
+
+def test_a_worker_with_an_empty_disk_owns_nothing_until_its_copies_are_warm_and_nothing_was_lost(
+    system: System, publisher: Publisher
+) -> None:
+    shutil.rmtree(system.settings.data_dir / "stores" / "store-1")
+    system.stack.start_process("store-1")
+    wait_for(lambda: is_settled(system), "each serves two partitions and copies two")
+    assert rungs(system, "store-1") == {"warm"}, "a cold one would have restored it"
     publisher.finish()
     for partition, key in keys_by_partition(system).items():
         answer = system.client.query(
@@ -118,26 +180,12 @@ def check_content(system: System, publisher: Publisher) -> None:
             deadline_ms=60_000,
         )
         assert answer.rows == [(publisher.rounds,) * 3]
-
-
-def test_a_restart_within_the_session_time_out_moves_nothing_and_loses_nothing(
-    system: System, publisher: Publisher
-) -> None:
-    wait_for(lambda: all(has_applied(system, name) for name in WORKERS), "every partition has applied something")
-    before = {name: serving(system, name) for name in WORKERS}
-    for restart in (restart_in_order, kill):
-        restart(system, "store-1")
-        wait_for(lambda: serving(system, "store-1").keys() == before["store-1"].keys(), "store-1 serves the same")
-        assert serving(system, "store-0") == before["store-0"], "a new epoch would be a new assignment"
-        for state in partitions_of(system, "store-1").values():
-            assert state["recovered"]["rung"] == "local_file"
-    check_content(system, publisher)
-
-
-def restart_in_order(system: System, worker: str) -> None:
-    system.stack.stop_process(worker)
-    system.stack.start_process(worker)
-
-
-def kill(system: System, worker: str) -> None:
-    system.stack.kill(worker, signal.SIGKILL)
+    letters = system.dead_letters(publisher.topic)
+    parked = {headers["pintail.partition"] + ":" + headers["pintail.offset"] for headers, _, _ in letters}
+    poison = {
+        f"{message.partition()}:{message.offset()}"
+        for message in records_of(system.settings.kafka, [publisher.topic])
+        if message.value() == POISON
+    }
+    assert parked == poison
+    assert poison

@@ -8,7 +8,8 @@ from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.structs import TopicPartition
 
-from agents.assignor import CopartitionAssignor, copartition_assignor
+from agents.assignor import CopartitionAssignor, Membership, copartition_assignor
+from agents.placement import Place
 
 
 class Cluster(ClusterMetadata):  # type: ignore[misc]
@@ -27,7 +28,7 @@ def assign(
 ) -> dict[str, dict[str, list[int]]]:
     """Member id -> topic -> partitions. `knowing_more`: worker -> what it subscribes to besides `topics`."""
     members: dict[str, ConsumerProtocolMemberMetadata] = {
-        member_id: copartition_assignor(worker).metadata([*topics, *(knowing_more or {}).get(worker, ())])
+        member_id: copartition_assignor(Membership(worker)).metadata([*topics, *(knowing_more or {}).get(worker, ())])
         for member_id, worker in workers.items()
     }
     assigned: dict[str, ConsumerProtocolMemberAssignment] = CopartitionAssignor.assign(cluster, members)
@@ -95,3 +96,30 @@ async def test_a_member_that_has_not_the_new_table_yet_accepts_its_assignment() 
 def test_partitions_that_wait_for_an_update_are_named(caplog: pytest.LogCaptureFixture) -> None:
     assign(Cluster(flights=2, planes=2), {"m1": "a", "m2": "b"}, ["flights"], {"b": ["planes"]})
     assert "planes[0]" in caplog.text
+
+
+def test_standbys_reach_their_members_and_each_join_says_something_new() -> None:
+    memberships = {
+        "m1": Membership("a", standbys=1, copies=lambda: {0: 700, 1: 9}),
+        "m2": Membership("b", standbys=1, copies=lambda: {1: 9}),
+    }
+    memberships["m1"].owned = frozenset({0})
+    assignors = {member_id: copartition_assignor(membership) for member_id, membership in memberships.items()}
+    members = {member_id: assignor.metadata(["flights"]) for member_id, assignor in assignors.items()}
+    assert members["m1"].user_data != assignors["m1"].metadata(["flights"]).user_data
+    for member_id, assignment in assignors["m1"].assign(Cluster(flights=2), members).items():
+        sent = ConsumerProtocolMemberAssignment.decode(assignment.encode())
+        assignors[member_id].on_assignment(sent)
+    assert memberships["m1"].given == Place(standbys=frozenset({1}))
+    assert memberships["m2"].given == Place(standbys=frozenset({0}))
+
+
+@pytest.mark.parametrize("said", [b"", b"store-0", b"[]", b"\xff"])
+def test_a_member_that_says_something_else_gets_partitions_all_the_same(said: bytes) -> None:
+    known = copartition_assignor(Membership("b")).metadata(["flights"])
+    other = ConsumerProtocolMemberMetadata(0, ["flights"], said)
+    assigned = CopartitionAssignor.assign(Cluster(flights=2), {"m1": other, "m2": known})
+    assert {len(dict(each.assignment)["flights"]) for each in assigned.values()} == {1}
+    membership = Membership("a")
+    membership.accept(said)
+    assert membership.given == Place()

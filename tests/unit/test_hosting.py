@@ -22,7 +22,7 @@ from streams.ports import DeadLetter, DecodedBatch, Watermarks
 from streams.positions import TopicPartition
 from streams.processes import log_reading
 from streams.processes.hosting import HostedPartition, HostingParts, PartitionHost, PartitionState
-from streams.processes.recovery import Recovery
+from streams.processes.recovery import Recovery, Rung
 from streams.processes.recovery_orders import RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, SnapshotSchedule, Snapshotter
 from streams.retry import Backoff
@@ -142,6 +142,40 @@ async def test_invariant_5_a_new_assignment_waits_until_the_old_one_has_let_go(w
     await assigning
     await until(lambda: bool(worker.host.serving()))
     assert worker.hosted().store is not store
+
+
+async def test_invariant_5_files_stay_open_through_a_rebalance_and_nobody_writes_to_them(worker: Worker) -> None:
+    await worker.serve(0, 1)
+    worker.submit(0, 1)
+    async with asyncio.timeout(SECONDS_MAX):
+        await worker.host.wait_until_applied(0, EVENTS.topic, 1)
+    old, epoch = worker.hosted().store, worker.hosted().epoch
+    assert old is not None
+    await worker.host.suspend([0, 1])
+    assert worker.host.serving() == {}
+    with pytest.raises(StaleEpochError):
+        old.checkpoint()
+    with pytest.raises(StoreError):
+        worker.store.query_cursor(0)
+    assert not worker.is_unlocked(0)
+    worker.log.marks[TopicPartition(EVENTS.topic, 0)] = Watermarks(0, 2)
+    await worker.serve(0)
+    recovered = worker.hosted().recovered
+    assert recovered is not None
+    assert (recovered.rung, worker.hosted().epoch) == (Rung.WARM, epoch + 1)
+    assert worker.hosted().positions == {EVENTS.topic: 2}
+    assert worker.store.partitions().keys() == {0}, "the other one's file is closed once it is known to have moved"
+    assert worker.is_unlocked(1)
+    with pytest.raises(StaleEpochError):
+        old.checkpoint()
+
+
+async def test_a_worker_that_is_given_nothing_closes_what_it_had(worker: Worker) -> None:
+    await worker.serve(0)
+    await worker.host.suspend([0])
+    await worker.host.assign([])
+    assert worker.store.partitions() == {}
+    assert worker.is_unlocked(0)
 
 
 async def test_what_comes_after_a_failed_step_of_letting_go_is_done_all_the_same(

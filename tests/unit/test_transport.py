@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +16,10 @@ from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 
 from agents import fetched_batches
-from agents.fetched_batches import ByteBudget, drain
-from agents.transport import FETCH_WAIT_MS_MAX, PAUSE_WAITS, BatchConsumer, BatchConsumerThread
+from agents.fetched_batches import FETCH_WAIT_MS_MAX, PAUSE_WAITS, ByteBudget, Fetches, drain
+from agents.transport import BatchConsumer
 from streams.batches import RECORD_OVERHEAD_BYTES, RecordBatch
-from streams.limits import GATHERED_BYTES
+from streams.limits import GATHERED_BYTES, MIB
 from streams.positions import TopicPartition
 
 FLIGHTS = TP("flights", 0)
@@ -71,8 +72,8 @@ def fetched(
     return FetchResult(FLIGHTS, assignment=assignment, partition_records=records, backoff=0), state
 
 
-def drained(result: FetchResult) -> RecordBatch:
-    batch = drain(result, FLIGHTS, 7)
+def drained(result: FetchResult, *, bytes_max: int = MIB) -> RecordBatch:
+    batch = drain(result, FLIGHTS, 7, bytes_max)
     assert batch is not None
     return batch
 
@@ -131,12 +132,11 @@ def test_what_comes_before_a_corrupt_log_batch_is_read_and_the_next_fetch_starts
     assert not result.has_more(), "what is left of the fetch must not be read past the damage"
 
 
-def test_a_large_fetch_is_handed_out_in_parts_that_continue_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetched_batches, "FETCHED_BATCH_BYTES_MAX", 100)
+def test_a_large_fetch_is_handed_out_in_parts_that_continue_each_other() -> None:
     result, _ = fetched(log_batch(0, [b"aaaa"]), log_batch(1, [b"bbbb"]))
-    first = drained(result)
+    first = drained(result, bytes_max=100)
     assert result.has_more()
-    second = drained(result)
+    second = drained(result, bytes_max=100)
     assert (first.first_offset, first.next_offset) == (0, 1)
     assert (second.first_offset, second.next_offset) == (1, 2)
     assert not result.has_more()
@@ -206,10 +206,8 @@ class Consumer:
         self.app = SimpleNamespace(consumer_generation_id=1, assigned_only={"queries"})
         self.left_alone: list[TopicPartition] = []
         self._thread = self
-        self.budget = ByteBudget(1 << 20)
         self.owner: Any = None
         self.active = set(tps)
-        self.unreadable: list[tuple[TP, str]] = []
         self._tps = set(tps)
 
     def assignment(self) -> set[TP]:
@@ -226,9 +224,6 @@ class Consumer:
 
     async def seek_wait(self, positions: dict[TP, int]) -> None:
         assert positions.keys() <= self._tps
-
-    def report_unreadable(self, tp: TP, why: str) -> None:
-        self.unreadable.append((tp, why))
 
 
 async def test_a_partition_that_is_ready_before_the_assignment_is_through_is_read() -> None:
@@ -247,41 +242,63 @@ async def test_a_partition_that_is_ready_before_the_assignment_is_through_is_rea
     assert consumer.left_alone == [queries]
 
 
-def thread_over(fetched: dict[TP, FetchResult]) -> tuple[Any, Any]:
-    """A consumer thread that is not started, and a fetcher that holds this."""
-    thread: Any = BatchConsumerThread.__new__(BatchConsumerThread)
-    thread.consumer = Consumer(*fetched)
-    thread._consumer = SimpleNamespace(_coordinator=SimpleNamespace(generation=1))
-    return thread, SimpleNamespace(
-        _records=fetched, _notify=lambda _: None, _wait_consume_future=None, _subscriptions=None
+class Reports:
+    """Who is told of faults."""
+
+    def __init__(self) -> None:
+        self.unreadable: list[tuple[TP, str]] = []
+
+    def report_out_of_range(self, tp: TP) -> None:
+        raise AssertionError(f"{tp} is in range")
+
+    def report_unreadable(self, tp: TP, why: str) -> None:
+        self.unreadable.append((tp, why))
+
+
+def fetches_over(fetched: dict[TP, FetchResult], *, gathers: bool = True) -> tuple[Fetches, Any, Reports]:
+    """A consumer's fetches, a fetcher that holds this, and who is told of faults."""
+    fetcher = SimpleNamespace(
+        _records=fetched,
+        _notify=lambda _: None,
+        _wait_consume_future=None,
+        _create_fetch_waiter=lambda: asyncio.get_running_loop().create_future(),
+        _closed=False,
+        _fetch_min_bytes=1,
+        _fetch_max_wait_ms=FETCH_WAIT_MS_MAX,
+        _subscriptions=SimpleNamespace(reassignment_in_progress=False, fetch_context=nullcontext),
     )
+    reports = Reports()
+    consumer = SimpleNamespace(_fetcher=fetcher, _closed=False, _coordinator=SimpleNamespace(generation=1))
+    return Fetches(consumer, reports, gathers=gathers), fetcher, reports
 
 
-def test_a_damaged_fetch_of_one_partition_costs_no_other_its_records_and_is_fetched_again() -> None:
+async def test_a_damaged_fetch_of_one_partition_costs_no_other_its_records_and_is_fetched_again() -> None:
     damaged = bytearray(log_batch(0, [b"hello"]))
     damaged[-3] ^= 0x01
     other = TP("flights", 1)
     whole, _ = fetched(log_batch(0, [b"a", b"b"]))
     broken, state = fetched(bytes(damaged), log_batch(1, [b"behind"]), check_crcs=True)
-    thread, fetcher = thread_over({FLIGHTS: whole, other: broken})
-    batches, _ = thread._drain_fetched(fetcher, {FLIGHTS, other})
+    fetches, fetcher, reports = fetches_over({FLIGHTS: whole, other: broken})
+    batches = await fetches.next_batches({FLIGHTS, other}, 1.0)
     assert {tp: batch.values for tp, (batch,) in batches.items()} == {FLIGHTS: [b"a", b"b"]}
     assert fetcher._records == {}, "what is left of the damaged fetch must not be read past the damage"
     assert state.position == 0
-    ((reported, why),) = thread.consumer.unreadable
+    ((reported, why),) = reports.unreadable
     assert reported == other
     assert "CRC" in why
 
 
 async def test_the_broker_gathers_for_a_fetch_that_follows_another_one_and_not_after_a_pause() -> None:
     whole, _ = fetched(log_batch(0, [b"a"]))
-    thread, fetcher = thread_over({FLIGHTS: whole})
-    fetcher._subscriptions = SimpleNamespace(reassignment_in_progress=False)
-    fetcher._create_fetch_waiter = asyncio.get_running_loop().create_future
-    fetcher._closed = False
-    fetcher._fetch_min_bytes = 1
-    assert await thread._next_batches(fetcher, {FLIGHTS}, 1.0)
+    fetches, fetcher, _ = fetches_over({FLIGHTS: whole})
+    assert await fetches.next_batches({FLIGHTS}, 1.0)
     assert fetcher._fetch_min_bytes == GATHERED_BYTES
-    pause_seconds = PAUSE_WAITS * FETCH_WAIT_MS_MAX / 1000
-    assert await thread._next_batches(fetcher, {FLIGHTS}, 2 * pause_seconds) == {}
+    assert await fetches.next_batches({FLIGHTS}, 2 * PAUSE_WAITS * FETCH_WAIT_MS_MAX / 1000) == {}
+    assert fetcher._fetch_min_bytes == 1
+
+
+async def test_the_broker_gathers_nothing_for_a_consumer_that_does_not_want_it() -> None:
+    whole, _ = fetched(log_batch(0, [b"a"]))
+    fetches, fetcher, _ = fetches_over({FLIGHTS: whole}, gathers=False)
+    assert await fetches.next_batches({FLIGHTS}, 1.0)
     assert fetcher._fetch_min_bytes == 1
