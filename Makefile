@@ -27,10 +27,11 @@ test: $(READY) ## Run all tests, on real servers (ARGS="-k name" for some)
 	@.ci/need-kcat
 	$(RUN)/python -m pytest $(ARGS)
 
-check: $(READY) ## Check style and types of everything, tests included
+check: $(READY) ## Check style and types of everything, tests included, and the matrix of invariants
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/python -m tests.invariants_page --check
 
 bench: $(READY) ## Measure throughput and latency against the targets
 	$(RUN)/python -m loadtest.bench $(ARGS)

@@ -41,14 +41,21 @@ def register(app: typer.Typer) -> None:
 def run(
     table: Annotated[list[str] | None, typer.Option(help="Only this table. Repeatable.")] = None,
     sink: Annotated[
-        bool, typer.Option("--sink", help="ClickHouse must be compared: an error if it is not set.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--sink/--no-sink",
+            help="Whether ClickHouse is compared; without either, it is if it is set.",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     deadline_seconds: Annotated[float, typer.Option(min=1, help="For store and sink to reach the log's end.")] = 120,
 ) -> None:
     """Prove that log, stores, dead letters and ClickHouse agree, or name what does not. Exit status 1 if not proven."""
     settings = load_settings()
     settings.require("kafka", *(("clickhouse",) if sink else ()))
+    if sink is False:
+        settings = settings.model_copy(update={"clickhouse": ""})
     catalog = load_catalog(settings.tables_dir)
     chosen = _chosen(catalog, table or [])
     audits = asyncio.run(_audits(settings, catalog, chosen, deadline_seconds, quiet=json))
@@ -170,7 +177,7 @@ def _show(audits: list[PartitionAudit], verdict: Verdict, *, has_sink: bool) -> 
             )
         for text in (*each.open, *each.notes):
             print(f"{each.topic_partition} {text}")
-    what = "in = state = sink" if has_sink else "in = state (ClickHouse is not set)"
+    what = "in = state = sink" if has_sink else "in = state (ClickHouse was not compared)"
     words = {
         Verdict.PROVEN: f"proven: {what}",
         Verdict.PROVEN_FROM_START: f"proven from where the log begins: {what}; what it has lost cannot be proven",

@@ -228,6 +228,7 @@ def test_a_key_of_several_columns() -> None:
         (framed(7, b""), ParkReason.UNUSABLE_SCHEMA, "two fields"),
     ],
 )
+@pytest.mark.invariant(6, place="input")
 def test_a_poison_record_costs_only_itself(value: bytes, reason: ParkReason, says: str) -> None:
     registry = MemoryRegistry()
     good = encoded(registry, ORDER, {"id": 5, "name": None})
@@ -289,6 +290,7 @@ def test_a_schema_is_asked_for_once_and_an_unknown_one_once_per_batch() -> None:
     assert registry.asked == [1, 9, 9]
 
 
+@pytest.mark.invariant(6, place="outage")
 def test_while_the_registry_is_away_known_schemas_go_on_and_nothing_is_parked_for_want_of_others() -> None:
     registry = MemoryRegistry()
     decoder = FormatDecoder(DECODER, registry)
@@ -446,6 +448,7 @@ def test_what_fastavro_writes_with_its_own_logical_types_is_what_is_stored(rows:
 
 @settings(max_examples=200, deadline=timedelta(seconds=5))
 @given(_rows, st.data())
+@pytest.mark.invariant(10, place="input")
 def test_invariant_10_no_bytes_make_decoding_fail(row: dict[str, Any], data: st.DataObject) -> None:
     registry = MemoryRegistry()
     fields = [

@@ -170,6 +170,7 @@ def test_a_key_has_the_types_of_its_schema() -> None:
         ({**envelope("c"), "deep": json.loads("[" * 70 + "]" * 70)}, ParkReason.TOO_DEEP, "64"),
     ],
 )
+@pytest.mark.invariant(6, place="input")
 def test_what_is_no_change_of_one_row_is_parked_with_the_reason_and_costs_only_itself(
     value: Any, reason: ParkReason, says: str
 ) -> None:
@@ -387,5 +388,6 @@ _anything = st.recursive(
 @given(
     st.lists(_anything | st.builds(envelope, st.sampled_from("crudtm"), _anything, _anything), max_size=5), _anything
 )
+@pytest.mark.invariant(10, place="input")
 def test_invariant_10_no_document_makes_decoding_fail(values: list[Any], key: Any) -> None:
     decode(ORDERS, [json.dumps(v).encode() for v in values], [json.dumps(key).encode()] * len(values))

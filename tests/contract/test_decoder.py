@@ -165,6 +165,7 @@ def test_a_value_is_stored_exactly_or_parked(decoder: Decoder, kind: Any, text: 
     ],
     ids=range(15),
 )
+@pytest.mark.invariant(6, place="input")
 def test_a_poison_record_costs_only_itself(decoder: Decoder, value: bytes, reason: ParkReason) -> None:
     good = [{"id": number, "delay": 1.5} for number in range(3)]
     result = decoder.decode(FLIGHTS, batch(FLIGHTS, [*good, value, *good]))
@@ -406,6 +407,7 @@ def test_records_that_are_broken_in_two_cost_nobody_else_anything(values: list[b
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(_record, max_size=12))
+@pytest.mark.invariant(10, place="input")
 def test_the_fast_path_equals_the_exact_path(values: list[bytes | None]) -> None:
     records = batch(EVERYTHING, values)
     assert_equal(FAST.decode(EVERYTHING, records), EXACT.decode(EVERYTHING, records))

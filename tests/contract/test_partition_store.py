@@ -129,6 +129,7 @@ def test_every_column_type_survives_the_store(store: DuckDBStore) -> None:
 # -- the ledger ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(7, place="input")
 def test_the_ledger_counts_what_became_of_every_record_however_long_it_grows(store: DuckDBStore) -> None:
     partition = store.open_partition(0)
     partition.apply([decoded(EVENTS, [{"what": "x"}], first=40)])
@@ -150,6 +151,7 @@ def test_the_ledger_counts_what_became_of_every_record_however_long_it_grows(sto
     assert len(rows(store, "FROM partition_0.pintail.ledger")) < 70
 
 
+@pytest.mark.invariant(7, place="checkpoint")
 def test_folding_the_ledger_hides_neither_a_hole_nor_an_overlap(store: DuckDBStore) -> None:
     partition = store.open_partition(0)
     partition.apply([decoded(EVENTS, [{"what": "x"}] * 10)])
@@ -173,6 +175,7 @@ def test_folding_the_ledger_hides_neither_a_hole_nor_an_overlap(store: DuckDBSto
 # -- offsets ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(2, place="input")
 def test_records_below_next_offset_are_never_applied_again(store: DuckDBStore) -> None:
     partition = store.open_partition(0)
     first, second = decoded(EVENTS, [{"what": "a"}, {"what": "b"}]), decoded(EVENTS, [{"what": "c"}], first=2)
@@ -207,6 +210,7 @@ def test_empty_and_wholly_parked_batches_move_the_position(store: DuckDBStore) -
     assert partition.next_offsets() == {EVENTS.topic: 11}
 
 
+@pytest.mark.invariant(1, place="checkpoint")
 def test_rows_and_offsets_roll_back_together(store: DuckDBStore) -> None:
     partition = store.open_partition(0)
     partition.apply([flights(0, {"id": 1, "carrier": "AA"})])
@@ -292,6 +296,7 @@ def test_a_query_sees_the_served_partitions_and_nothing_else(store: DuckDBStore)
 # -- one owner ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(5, place="rebalance")
 def test_a_partition_has_one_owner(store: DuckDBStore, tmp_path: Path) -> None:
     store.open_partition(0)
     other = DuckDBStore(tmp_path / "stores", CATALOG)
@@ -304,6 +309,8 @@ def test_a_partition_has_one_owner(store: DuckDBStore, tmp_path: Path) -> None:
     other.close()
 
 
+@pytest.mark.invariant(1, 5, place="rebalance")
+@pytest.mark.invariant(5, place="checkpoint")
 def test_closing_waits_for_the_transaction_in_flight_and_fences_later_ones(store: DuckDBStore) -> None:
     partition = store.open_partition(0)
     refused = threading.Event()
@@ -404,6 +411,7 @@ def filled(store: DuckDBStore, count: int = 30_000) -> PartitionStore:
     return partition
 
 
+@pytest.mark.invariant(1, 8, place="checkpoint")
 def test_a_frozen_file_is_a_consistent_copy_while_writes_go_on(store: DuckDBStore, tmp_path: Path) -> None:
     partition = filled(store)
     expected = partition.content_hash()
@@ -473,6 +481,7 @@ def test_a_flipped_bit_in_the_log_is_found_at_open(store: DuckDBStore) -> None:
         store.open_partition(0)
 
 
+@pytest.mark.invariant(1, place="recovery")
 def test_a_log_with_a_tail_of_zeros_loses_nothing(store: DuckDBStore) -> None:
     expected = filled(store).content_hash()
     store.close_partition(0)

@@ -156,9 +156,13 @@ def check(make_world: Callable[[], MemoryWorld | RedisWorld], *, examples: int) 
     run_state_machine_as_test(InItsWorld, settings=machine)
 
 
+@pytest.mark.invariant(4, 8, place="checkpoint")
+@pytest.mark.invariant(4, place="rebalance")
 def test_no_order_of_steps_takes_a_block_from_a_version_in_memory() -> None:
     check(MemoryWorld, examples=60)
 
 
+@pytest.mark.invariant(4, 8, place="checkpoint")
+@pytest.mark.invariant(4, place="rebalance")
 def test_no_order_of_steps_takes_a_block_from_a_version_in_redis(server: RedisServer) -> None:
     check(partial(RedisWorld, server), examples=30)

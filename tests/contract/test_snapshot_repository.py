@@ -109,6 +109,7 @@ async def test_more_blocks_than_one_call_carries(repository: SnapshotRepository)
     assert await repository.load_blocks(P, list(blocks)) == blocks
 
 
+@pytest.mark.invariant(4, place="checkpoint")
 async def test_invariant_4_a_version_is_visible_only_when_every_block_is_stored(repository: SnapshotRepository) -> None:
     await publish(repository, 1, "ab")
     with pytest.raises(SnapshotCorruptError) as refusal:
@@ -120,6 +121,7 @@ async def test_invariant_4_a_version_is_visible_only_when_every_block_is_stored(
         await repository.load_manifest(P, 2)
 
 
+@pytest.mark.invariant(4, place="checkpoint")
 async def test_invariant_4_a_crash_between_put_and_publish_leaves_the_old_version(
     repository: SnapshotRepository,
 ) -> None:
@@ -143,6 +145,7 @@ async def test_concurrent_claims_get_different_epochs(repository: SnapshotReposi
     assert sorted(epochs) == list(range(5, 25))
 
 
+@pytest.mark.invariant(5, place="rebalance")
 async def test_invariant_5_a_publish_under_an_older_epoch_is_refused(repository: SnapshotRepository) -> None:
     old = await repository.claim_epoch(P, at_least=1)
     await publish(repository, 1, "a", epoch=old)

@@ -130,6 +130,9 @@ class Chaos:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.invariant(5, 6, 7, place="checkpoint")
+@pytest.mark.invariant(5, 6, 7, place="rebalance")
+@pytest.mark.invariant(7, place="outage")
 async def test_every_record_is_in_clickhouse_exactly_once(
     seed: int,
     proxy: ClickHouseProxy,

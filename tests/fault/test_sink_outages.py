@@ -89,6 +89,7 @@ async def until_failing(owner: PartitionDelivery) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.invariant(7, place="outage")
 async def test_deliveries_catch_up_exactly_after_clickhouse_was_away(
     how: signal.Signals, clickhouse: ClickHouseProcess
 ) -> None:
@@ -119,6 +120,7 @@ async def test_deliveries_catch_up_exactly_after_clickhouse_was_away(
     assert stored_offsets(clickhouse.url, table) == log.deliverable
 
 
+@pytest.mark.invariant(7, place="outage")
 async def test_an_owner_that_starts_while_clickhouse_is_away_goes_on_when_it_is_back(
     clickhouse: ClickHouseProcess,
 ) -> None:
@@ -142,6 +144,7 @@ async def test_an_owner_that_starts_while_clickhouse_is_away_goes_on_when_it_is_
     assert stored_offsets(clickhouse.url, table) == log.deliverable
 
 
+@pytest.mark.invariant(7, place="checkpoint")
 async def test_a_range_is_not_doubled_when_its_token_has_expired_and_its_last_records_are_poison(
     clickhouse_url: str, unique_name: Callable[[str], str]
 ) -> None:

@@ -39,6 +39,8 @@ def keep_applying(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.invariant(1, place="checkpoint")
+@pytest.mark.invariant(1, place="recovery")
 def test_rows_and_positions_agree_after_every_kill(tmp_path: Path, seed: int) -> None:
     choice = random.Random(seed)
     durable = 0

@@ -211,28 +211,40 @@ def read_stores(
     return accounts, clicks, offsets
 
 
+@pytest.mark.invariant(1, 7, place="checkpoint")
+@pytest.mark.invariant(1, 8, place="recovery")
 def test_the_keyed_table_equals_the_oracle(aftermath: Aftermath) -> None:
     assert aftermath.accounts == aftermath.expected.accounts
 
 
+@pytest.mark.invariant(1, 2, 7, place="checkpoint")
+@pytest.mark.invariant(2, 7, 8, place="recovery")
 def test_the_append_table_holds_every_record_exactly_once(aftermath: Aftermath) -> None:
     expected = sorted((*where, *row) for where, row in aftermath.expected.clicks.items())
     assert sorted(aftermath.clicks) == expected
 
 
+@pytest.mark.invariant(6, 7, place="checkpoint")
+@pytest.mark.invariant(6, place="recovery")
 def test_the_stores_account_for_the_whole_log(aftermath: Aftermath) -> None:
     assert {where: aftermath.next_offsets.get(where) for where in aftermath.expected.ends} == aftermath.expected.ends
 
 
+@pytest.mark.invariant(6, 10, place="checkpoint")
+@pytest.mark.invariant(6, 10, place="recovery")
 def test_every_poison_record_is_parked_and_nothing_else(aftermath: Aftermath) -> None:
     assert set(aftermath.dead_letters) == aftermath.expected.parked
     assert len(aftermath.expected.parked) > 0
 
 
+@pytest.mark.invariant(7, place="checkpoint")
+@pytest.mark.invariant(7, place="recovery")
 def test_clickhouse_holds_the_append_table_exactly_once(aftermath: Aftermath) -> None:
     expected = sorted((*where, *row) for where, row in aftermath.expected.clicks.items())
     assert sorted(aftermath.delivered_clicks) == expected
 
 
+@pytest.mark.invariant(7, place="checkpoint")
+@pytest.mark.invariant(7, place="recovery")
 def test_clickhouse_holds_the_keyed_table_as_the_store_does(aftermath: Aftermath) -> None:
     assert aftermath.delivered_accounts == aftermath.expected.accounts

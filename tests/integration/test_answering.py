@@ -190,6 +190,7 @@ async def test_the_reply_goes_where_the_asker_said(worker: Worker) -> None:
 # -- positions -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(3, place="checkpoint")
 async def test_offsets_are_exactly_what_the_rows_reflect_while_records_are_applied(writing_worker: Worker) -> None:
     """Invariant 3. Partition p holds one row per record, so count(*) must equal its next_offset in every answer."""
     stop = threading.Event()
@@ -253,6 +254,8 @@ async def test_at_least_with_an_unknown_topic_is_refused_with_the_known_ones(wor
 # -- who may answer --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.invariant(3, place="rebalance")
+@pytest.mark.invariant(3, place="recovery")
 async def test_only_serving_partitions_answer(worker: Worker) -> None:
     worker.state.epochs.pop(2)
     key_of = {partition_of(key.encode(), PARTITIONS): key for key in map(str, range(100))}
@@ -270,6 +273,7 @@ async def test_only_serving_partitions_answer(worker: Worker) -> None:
     assert (await worker.answered("SELECT count(*) FROM flights", key=key_of[1], partition=1)).rows == [[10]]
 
 
+@pytest.mark.invariant(3, 5, place="rebalance")
 async def test_an_answer_computed_under_a_revoked_assignment_is_not_sent(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +289,7 @@ async def test_an_answer_computed_under_a_revoked_assignment_is_not_sent(
     assert (refusal.code, refusal.retriable) == (RefusalCode.NOT_SERVING, True)
 
 
+@pytest.mark.invariant(9, place="rebalance")
 async def test_releasing_a_partition_ends_its_queries_at_once(writing_worker: Worker) -> None:
     asking = asyncio.create_task(writing_worker.refused(SLOW, deadline_ms=60_000))
     await _until_running(writing_worker)
@@ -321,6 +326,7 @@ async def test_bytes_over_the_limit_are_refused(new_worker: WorkerMaker, answer_
     assert len(reply.value) <= 2_000
 
 
+@pytest.mark.invariant(9, place="input")
 async def test_a_query_is_ended_at_its_deadline_and_its_slot_is_free_again(new_worker: WorkerMaker) -> None:
     """Invariant 9."""
     worker = new_worker(query_concurrency_max=1)
@@ -361,6 +367,7 @@ async def test_requests_beyond_what_the_worker_holds_are_refused_at_once(new_wor
     await busy
 
 
+@pytest.mark.invariant(9, place="input")
 async def test_a_hundred_requests_at_once_get_one_answer_each(worker: Worker) -> None:
     answers = await asyncio.gather(
         *(worker.answered("SELECT id FROM flights WHERE id = ?", params=[n % 40]) for n in range(100))
@@ -389,6 +396,7 @@ async def test_a_hundred_requests_at_once_get_one_answer_each(worker: Worker) ->
         (b'{"id": "1", "sql": "SELECT 1", "reply_to": "__consumer_offsets"}', "internal to Kafka"),
     ],
 )
+@pytest.mark.invariant(6, place="input")
 async def test_a_record_that_nobody_can_be_told_about_is_parked(worker: Worker, value: bytes, words: str) -> None:
     """Invariant 6."""
     letter = await worker.outcome(value, partition=3)
@@ -461,6 +469,7 @@ async def test_an_unknown_table_names_the_known_ones(worker: Worker) -> None:
     assert all(table.name in refusal.hint for table in CATALOG.tables)
 
 
+@pytest.mark.invariant(9, 10, place="input")
 async def test_a_failure_of_the_worker_itself_is_a_refusal_without_inner_details(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

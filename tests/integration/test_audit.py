@@ -47,6 +47,7 @@ def fill(system: System, first: int, count: int) -> None:
     system.flush()
 
 
+@pytest.mark.invariant(7, place="input")
 def test_invariant_7_what_is_written_is_proven_meanwhile_and_every_tampering_is_found(system: System) -> None:
     fill(system, 0, 600)
     stop = threading.Event()

@@ -73,6 +73,7 @@ def write(system: System, registry: RegistryServer) -> None:
     system.flush()
 
 
+@pytest.mark.invariant(7, place="input")
 def test_invariant_7_is_proven_wherever_the_copies_are_and_only_of_what_the_log_still_holds(
     system: System, registry: RegistryServer
 ) -> None:
@@ -104,9 +105,6 @@ def test_invariant_7_is_proven_wherever_the_copies_are_and_only_of_what_the_log_
         f"INSERT INTO {_EVENTS} SETTINGS insert_deduplicate = 0 SELECT * FROM {_EVENTS} WHERE "
         "_partition = 0 AND _offset = 12",
     )
-    shown = system.pintail("audit", "--table", _EVENTS)
-    assert shown.returncode == 1
-    assert "NOT proven: in = state = sink" in shown.stdout
     status, found = audited(system, "--sink", "--table", _EVENTS)
     assert status == 1
     assert found_in(found["events", 0]) == {

@@ -38,6 +38,7 @@ async def parked(kafka: str, letters: list[DeadLetter]) -> list[tuple[dict[str, 
     return sorted(held, key=lambda each: int(each[0][OFFSET]))
 
 
+@pytest.mark.invariant(6, place="input")
 async def test_a_storm_of_letters_is_parked_once_each(kafka: str, new_topic: NewTopicMaker) -> None:
     topic = new_topic("letters")
     letters = [letter_of(topic, offset, b"poison %d" % offset) for offset in range(5_000)]

@@ -42,6 +42,7 @@ def put(system: System, carrier: str, name: str) -> dict[str, dict[int, int]]:
     return {position.topic: {position.partition: position.offset}}
 
 
+@pytest.mark.invariant(3, place="input")
 def test_an_answer_states_columns_rows_offsets_and_epoch(system: System) -> None:
     at_least = put(system, "UA", "United Air Lines Inc.")
     answer = system.client.query("SELECT name FROM airlines WHERE carrier = ?", ["UA"], at_least=at_least)
@@ -102,6 +103,7 @@ def test_too_many_rows_and_a_spent_deadline_are_refused(system: System) -> None:
     assert refused.value.code in ("too_many_bytes", "not_allowed")
 
 
+@pytest.mark.invariant(9, place="input")
 async def test_many_questions_at_once_each_get_their_own_answer(system: System) -> None:
     async with await AsyncClient.connect(system.settings) as client:
         answers = await asyncio.gather(*[client.query(f"SELECT {number}", deadline_ms=60_000) for number in range(200)])
@@ -134,6 +136,7 @@ def test_kcat_alone_can_write_ask_and_read_the_reply(system: System, new_topic: 
     assert wait_for(lambda: ask(next(numbers)), "the row is visible") == [[name]]
 
 
+@pytest.mark.invariant(6, 9, 10, place="input")
 def test_a_record_that_is_no_request_becomes_a_dead_letter(system: System) -> None:
     system.publish(system.settings.query_topic, "what is the time?")
     letters = wait_for(lambda: list(system.dead_letters(system.settings.query_topic)), "the dead letter", seconds=30)

@@ -276,6 +276,7 @@ async def test_pages_follow_keys_of_every_type(
     assert place.caught_up(store).content_hash() == place.live.open_partition(P).content_hash()
 
 
+@pytest.mark.invariant(8, place="recovery")
 async def test_invariant_8_rows_and_replay_give_the_content_of_the_live_store(
     site: Callable[..., Site], unique_name: Named, small_pages: None
 ) -> None:
@@ -299,6 +300,7 @@ async def test_invariant_8_rows_and_replay_give_the_content_of_the_live_store(
     assert place.caught_up(store).content_hash() == place.live.open_partition(P).content_hash()
 
 
+@pytest.mark.invariant(8, place="recovery")
 async def test_invariant_8_inserts_that_land_while_rows_are_read_do_not_matter(
     site: Callable[..., Site], unique_name: Named, small_pages: None
 ) -> None:

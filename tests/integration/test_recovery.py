@@ -98,6 +98,7 @@ async def test_the_local_file_is_the_first_rung(stores: DuckDBStore, repository:
     assert recovered.store.content_hash() == newer
 
 
+@pytest.mark.invariant(8, place="recovery")
 async def test_invariant_8_a_lost_disk_comes_back_from_the_newest_snapshot(
     stores: DuckDBStore, repository: RedisSnapshotRepository
 ) -> None:
@@ -123,6 +124,7 @@ async def test_an_empty_local_file_does_not_hide_a_snapshot(
     assert recovered.store.content_hash() == hashes[0]
 
 
+@pytest.mark.invariant(8, place="recovery")
 async def test_invariant_8_replay_after_a_restore_reaches_the_content_of_the_live_store(
     stores: DuckDBStore, repository: RedisSnapshotRepository
 ) -> None:
@@ -279,6 +281,7 @@ async def test_a_fault_of_the_local_file_is_detected_named_and_recovered_from(
     assert named in caplog.text
 
 
+@pytest.mark.invariant(1, place="recovery")
 @pytest.mark.parametrize("fault", ["zeros behind the log", "log cut off", "file of no bytes", "only a log"])
 async def test_what_a_crash_leaves_behind_is_no_damage(
     stores: DuckDBStore, repository: RedisSnapshotRepository, fault: str
@@ -311,6 +314,7 @@ async def test_what_a_crash_leaves_behind_is_no_damage(
         assert (recovered.rung, recovered.store.content_hash()) == (Rung.SNAPSHOT, snapshot)
 
 
+@pytest.mark.invariant(4, place="recovery")
 async def test_a_half_published_version_does_not_count(
     stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer
 ) -> None:
@@ -329,6 +333,7 @@ async def test_a_half_published_version_does_not_count(
     "fault",
     ["missing block", "expired block", "cut block", "flipped bit", "swapped blocks", "damaged manifest", "no manifest"],
 )
+@pytest.mark.invariant(8, place="recovery")
 async def test_an_unusable_version_falls_back_to_the_older_one(
     stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer, fault: str
 ) -> None:
@@ -422,6 +427,7 @@ async def test_each_recovery_has_a_newer_epoch_which_the_file_keeps(
     assert replaced.epoch > second.epoch
 
 
+@pytest.mark.invariant(5, place="recovery")
 async def test_a_partition_that_another_worker_holds_is_not_touched(
     stores: DuckDBStore, repository: RedisSnapshotRepository
 ) -> None:
@@ -467,6 +473,7 @@ class TestWithoutRedis:
         assert outage.value.retriable
         assert not stores.path_of(P).exists()
 
+    @pytest.mark.invariant(8, place="outage")
     async def test_recovery_goes_on_when_redis_comes_back_before_the_deadline(
         self, stores: DuckDBStore, server: RedisServer, repository: RedisSnapshotRepository
     ) -> None:

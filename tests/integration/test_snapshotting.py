@@ -59,6 +59,7 @@ async def restored_hash(
         elsewhere.close()
 
 
+@pytest.mark.invariant(8, place="recovery")
 async def test_invariant_8_every_kept_version_restores_to_the_content_of_its_time(
     store: PartitionStore, tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ async def test_invariant_8_every_kept_version_restores_to_the_content_of_its_tim
         assert await restored_hash(repository, version, tmp_path) == hashes[version]
 
 
+@pytest.mark.invariant(8, place="checkpoint")
 async def test_invariant_8_holds_while_writes_go_on_during_the_capture(store: PartitionStore, tmp_path: Path) -> None:
     class WritingMeanwhile(MemorySnapshotRepository):
         async def put_blocks(self, partition: int, blocks: Mapping[str, bytes]) -> None:
@@ -155,6 +157,7 @@ async def test_exchanged_values_are_a_change_although_the_block_checksum_of_duck
     assert checksum_blind, "the case no longer exists in this DuckDB version; the fingerprints could be reconsidered"
 
 
+@pytest.mark.invariant(4, 8, place="checkpoint")
 async def test_invariant_4_a_crash_between_put_and_publish_leaves_the_old_version(
     store: PartitionStore, tmp_path: Path
 ) -> None:
@@ -185,6 +188,7 @@ async def test_invariant_4_a_crash_between_put_and_publish_leaves_the_old_versio
     assert await restored_hash(repository, 2, tmp_path) == store.content_hash()
 
 
+@pytest.mark.invariant(5, place="rebalance")
 async def test_invariant_5_a_zombie_under_an_older_epoch_is_fenced(store: PartitionStore) -> None:
     repository = MemorySnapshotRepository()
     old = await repository.claim_epoch(P, at_least=1)
@@ -373,6 +377,7 @@ async def test_after_a_rotation_of_keys_the_newest_snapshot_is_sealed_anew_and_t
     elsewhere.close()
 
 
+@pytest.mark.invariant(4, place="rebalance")
 async def test_cancelling_a_snapshot_thaws_the_store_although_the_repository_does_not_answer(
     store: PartitionStore,
 ) -> None:
@@ -407,6 +412,7 @@ class TestWithRedis:
         async with RedisSnapshotRepository(server.url, application="test", timeout_seconds=2.0) as repository:
             yield repository
 
+    @pytest.mark.invariant(8, place="outage")
     async def test_invariant_8_over_redis_also_after_its_restart(
         self, store: PartitionStore, server: RedisServer, repository: RedisSnapshotRepository, tmp_path: Path
     ) -> None:
@@ -423,6 +429,7 @@ class TestWithRedis:
         for version in (3, 2):
             assert await restored_hash(repository, version, tmp_path) == hashes[version]
 
+    @pytest.mark.invariant(4, 8, place="outage")
     async def test_redis_down_during_a_snapshot_is_retriable_and_leaves_the_store_unharmed(
         self, store: PartitionStore, server: RedisServer, repository: RedisSnapshotRepository, tmp_path: Path
     ) -> None:

@@ -130,6 +130,7 @@ POISON: dict[str, tuple[str | None, bytes, str]] = {
 }
 
 
+@pytest.mark.invariant(6, 10, place="input")
 def test_each_poison_record_is_parked_with_its_provenance_and_holds_nobody_up(system: System) -> None:
     where = topic(system, "everything")
     expected: dict[tuple[int, int], str] = {}
@@ -153,6 +154,7 @@ def test_each_poison_record_is_parked_with_its_provenance_and_holds_nobody_up(sy
     assert "ok" in by_reason["wrong_type"][0]["pintail.detail"] or "i8" in by_reason["wrong_type"][0]["pintail.detail"]
 
 
+@pytest.mark.invariant(6, 10, place="input")
 def test_a_poison_storm_is_parked_while_the_rest_goes_on(system: System) -> None:
     where = topic(system, "readings")
     for number in range(300):

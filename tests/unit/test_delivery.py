@@ -226,6 +226,7 @@ async def test_records_that_are_all_parked_move_the_position_on_without_an_inser
     await owner.stop()
 
 
+@pytest.mark.invariant(7, place="outage")
 async def test_failures_back_off_visibly_and_the_same_range_is_tried_until_it_succeeds(setting: Setting) -> None:
     setting.sink.faults = [SinkUnavailableError("away"), SinkRejectedError("no access", code=497)]
     owner = setting.assign()
@@ -245,6 +246,7 @@ async def test_failures_back_off_visibly_and_the_same_range_is_tried_until_it_su
     await owner.stop()
 
 
+@pytest.mark.invariant(5, place="rebalance")
 async def test_after_stop_nothing_is_recorded_or_delivered(setting: Setting) -> None:
     setting.sink.gate.clear()
     owner = setting.assign()
@@ -265,6 +267,7 @@ async def test_after_stop_nothing_is_recorded_or_delivered(setting: Setting) -> 
     assert setting.shared[0].budget.bytes_used == 0
 
 
+@pytest.mark.invariant(5, 7, place="rebalance")
 async def test_an_insert_that_outlives_the_stop_changes_nothing_and_is_replayed(setting: Setting) -> None:
     setting.sink.gate.clear()
     old = setting.assign()
@@ -282,6 +285,7 @@ async def test_an_insert_that_outlives_the_stop_changes_nothing_and_is_replayed(
     assert old.next_offset is None or old.next_offset == 0
 
 
+@pytest.mark.invariant(5, place="rebalance")
 async def test_a_zombie_is_fenced_before_it_inserts(setting: Setting) -> None:
     zombie = setting.assign()
     resume = await zombie.start()
@@ -367,6 +371,7 @@ async def test_a_fault_of_the_program_ends_the_delivery_and_comes_out_where_its_
     await owner.stop()
 
 
+@pytest.mark.invariant(6, 10, place="checkpoint")
 async def test_rows_that_clickhouse_refuses_are_parked_and_the_rest_goes_on(setting: Setting) -> None:
     refused = [setting.log.deliverable[number] for number in (0, 1, 400, 401, 777, -1)]
     setting.sink.refused = set(refused)

@@ -110,6 +110,7 @@ def gated(action: Callable[..., Any]) -> tuple[Callable[..., Any], threading.Eve
     return wait_then_act, reached, gate
 
 
+@pytest.mark.invariant(5, place="rebalance")
 async def test_invariant_5_after_revoke_the_files_are_closed_and_unlocked_also_those_that_were_being_opened(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +130,7 @@ async def test_invariant_5_after_revoke_the_files_are_closed_and_unlocked_also_t
     assert all(worker.is_unlocked(partition) for partition in (0, 1, 2))
 
 
+@pytest.mark.invariant(5, place="rebalance")
 async def test_invariant_5_a_new_assignment_waits_until_the_old_one_has_let_go(worker: Worker) -> None:
     await worker.serve(0)
     old, store = worker.hosted(), worker.hosted().store
@@ -144,6 +146,7 @@ async def test_invariant_5_a_new_assignment_waits_until_the_old_one_has_let_go(w
     assert worker.hosted().store is not store
 
 
+@pytest.mark.invariant(5, place="rebalance")
 async def test_invariant_5_files_stay_open_through_a_rebalance_and_nobody_writes_to_them(worker: Worker) -> None:
     await worker.serve(0, 1)
     worker.submit(0, 1)
@@ -232,6 +235,7 @@ async def test_a_partition_that_recovers_anew_says_why(worker: Worker, monkeypat
     assert worker.is_unlocked(0)
 
 
+@pytest.mark.invariant(6, place="input")
 async def test_invariant_6_records_that_were_lost_on_the_way_are_read_again(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +311,8 @@ async def test_a_snapshot_that_fails_costs_neither_the_next_partition_its_own_no
     assert telemetry.SNAPSHOT_FAILURES.labels(0)._value.get() == before + 1
 
 
+@pytest.mark.invariant(1, 5, place="rebalance")
+@pytest.mark.invariant(1, 5, place="checkpoint")
 async def test_a_revoke_over_budget_rolls_back_the_transaction_in_flight(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +384,8 @@ async def test_a_retention_sweep_that_fails_costs_neither_the_next_partition_its
     assert sorted(worker.host.serving()) == [0, 1]
 
 
+@pytest.mark.invariant(3, place="rebalance")
+@pytest.mark.invariant(3, place="recovery")
 async def test_invariant_3_a_partition_counts_as_serving_only_once_queries_see_it(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +399,7 @@ async def test_invariant_3_a_partition_counts_as_serving_only_once_queries_see_i
     worker.store.query_cursor(0).close()
 
 
+@pytest.mark.invariant(5, place="rebalance")
 async def test_invariant_5_views_that_are_published_late_name_no_file_that_was_let_go_of(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

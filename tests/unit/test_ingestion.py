@@ -96,6 +96,7 @@ async def test_what_is_queued_is_applied_in_order_and_announced(watched: Watched
     assert watched.store.next_offsets() == {EVENTS.topic: 6}
 
 
+@pytest.mark.invariant(6, 10, place="checkpoint")
 async def test_invariant_6_poison_is_parked_before_its_offset_is_passed(watched: Watched) -> None:
     watched.ingestion.submit(batch(EVENTS, [{"number": 1}, b"junk", {"number": 3}]))
     await watched.is_applied(3)
@@ -105,6 +106,7 @@ async def test_invariant_6_poison_is_parked_before_its_offset_is_passed(watched:
     assert before == {}, "parked before the transaction"
 
 
+@pytest.mark.invariant(2, place="input")
 async def test_invariant_2_a_re_read_is_neither_applied_nor_parked_again(watched: Watched) -> None:
     first = batch(EVENTS, [{"number": 1}, b"junk"])
     watched.ingestion.submit(first)
@@ -116,6 +118,7 @@ async def test_invariant_2_a_re_read_is_neither_applied_nor_parked_again(watched
     assert [letter.offset for letter in watched.letters] == [1]
 
 
+@pytest.mark.invariant(6, place="outage")
 async def test_nothing_is_applied_past_poison_that_cannot_be_parked_yet(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +148,7 @@ async def test_a_storm_of_poison_is_parked_a_few_letters_at_a_time(watched: Watc
     assert watched.numbers() == [1]
 
 
+@pytest.mark.invariant(6, place="outage")
 async def test_a_partition_waits_for_the_schema_registry_and_goes_on_by_itself(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

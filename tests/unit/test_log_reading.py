@@ -52,6 +52,7 @@ async def test_what_is_left_over_from_before_a_seek_is_not_taken_again(reading: 
     assert log.reads == [(TP, 10)]
 
 
+@pytest.mark.invariant(6, place="input")
 async def test_invariant_6_missing_records_are_read_again_from_where_they_are_missing(
     reading: LogReading, log: WatchedLog
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from agents.open_requests import OpenRequests
 from streams.batches import RecordBatch
 from streams.positions import TopicPartition
@@ -25,6 +27,7 @@ def batch(*offsets: int, partition: int = 0) -> RecordBatch:
     )
 
 
+@pytest.mark.invariant(9, place="checkpoint")
 def test_a_request_without_reply_is_read_again() -> None:
     requests = OpenRequests({SOURCE: 10})
     assert requests.positions() == {SOURCE: 10}
@@ -37,6 +40,7 @@ def test_a_request_without_reply_is_read_again() -> None:
     assert requests.positions() == {SOURCE: 13}
 
 
+@pytest.mark.invariant(9, place="rebalance")
 def test_what_finishes_after_a_reassignment_moves_nothing() -> None:
     before = OpenRequests({SOURCE: 0})
     before.read(batch(0))

@@ -45,6 +45,7 @@ async def reading(log: WatchedLog) -> AsyncIterator[RequestReading]:
 
 
 @pytest.mark.parametrize(("committed", "position"), [(None, 100), (150, 150), (5, 100), (900, 200)])
+@pytest.mark.invariant(9, place="recovery")
 async def test_requests_are_read_from_the_committed_position_as_far_as_the_log_holds_it(
     committed: int | None, position: int, log: WatchedLog, reading: RequestReading
 ) -> None:
@@ -119,6 +120,7 @@ async def answer(request: IncomingRequest) -> Reply | DeadLetter:
     return Reply("replies", None, b"", request.value or b"", ())
 
 
+@pytest.mark.invariant(6, 9, place="outage")
 async def test_invariant_6_a_dead_letter_is_tried_until_it_is_parked() -> None:
     producers = Producers()
     producers.faults = [KafkaTimeoutError(), KafkaTimeoutError(), RuntimeError()]
@@ -133,6 +135,7 @@ async def test_invariant_6_a_dead_letter_is_tried_until_it_is_parked() -> None:
     assert requests.positions() == {TP: 10}
 
 
+@pytest.mark.invariant(9, place="rebalance")
 async def test_a_stopping_worker_waits_for_the_replies_on_their_way_and_not_for_ever(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

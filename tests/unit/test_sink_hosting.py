@@ -124,6 +124,7 @@ async def test_a_delivery_that_cannot_start_is_failed_and_says_why_and_can_be_le
     assert delivery.state is DeliveryState.STOPPED
 
 
+@pytest.mark.invariant(10, place="input")
 async def test_invariant_10_a_mistake_in_the_program_is_started_anew_and_never_thrown_at_the_agent(
     worker: SinkWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ async def test_invariant_10_a_mistake_in_the_program_is_started_anew_and_never_t
     assert worker.hosted.is_running
 
 
+@pytest.mark.invariant(6, place="input")
 async def test_invariant_6_batches_that_were_lost_on_the_way_are_read_again(worker: SinkWorker) -> None:
     await worker.assign()
     await until(lambda: worker.log.active == {TP})

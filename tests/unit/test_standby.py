@@ -113,6 +113,7 @@ def numbers(*values: int | str, first: int | None = None) -> RecordBatch:
     return batch(EVENTS, [{"number": value} for value in values], first=start)
 
 
+@pytest.mark.invariant(3, place="rebalance")
 async def test_a_standby_follows_the_log_and_says_how_far_it_is(worker: Worker) -> None:
     worker.log.marks[TP] = Watermarks(0, 3)
     await worker.assign(standbys=[0])
@@ -125,6 +126,7 @@ async def test_a_standby_follows_the_log_and_says_how_far_it_is(worker: Worker) 
     assert worker.group_log.reads == [], "the group's consumer knows nothing of standbys"
 
 
+@pytest.mark.invariant(2, 5, place="rebalance")
 async def test_a_promoted_standby_goes_on_from_its_open_file(worker: Worker) -> None:
     await worker.assign(standbys=[0])
     standby = await worker.warm()
@@ -168,6 +170,7 @@ async def test_a_standby_that_stays_one_is_left_alone(worker: Worker) -> None:
     assert worker.store.partitions() == {}
 
 
+@pytest.mark.invariant(6, place="rebalance")
 async def test_invariant_6_a_standby_passes_a_dead_letter_only_after_the_owner_has_parked_it(worker: Worker) -> None:
     await worker.assign(standbys=[0])
     standby = await worker.warm()
