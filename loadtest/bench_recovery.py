@@ -298,7 +298,7 @@ def _serving(pages: WorkerPages) -> int:
 def _is_settled(pages: WorkerPages) -> bool:
     """True once the worker serves half of the partitions and its copies of the others are level with the log."""
     try:
-        lags = [each["lag_records"] for each in pages.standbys().values()]
+        lags = [each["lag"] for each in pages.standbys().values()]
     except ObservationError:
         return False
     return _serving(pages) == PARTITIONS // 2 and lags == [0] * (PARTITIONS // 2)
