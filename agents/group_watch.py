@@ -12,6 +12,8 @@ Called by agents/transport.py, on the consumer's thread.
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -25,6 +27,8 @@ CHECK_SECONDS = 1.0
 #: Longer than a session time-out and than a join, which waits for the slowest member's revoke. Checks are counted, not
 #: time: a process that was stopped for an hour is not silent when it wakes up.
 SILENT_CHECKS_MAX = 60
+#: Time to stop in order after that.
+ORDERLY_END_SECONDS_MAX = 10.0
 
 
 class GroupWatch:
@@ -63,6 +67,14 @@ class GroupWatch:
                 f"no heartbeat and no join of {coordinator.group_id} for {self._silent_checks * CHECK_SECONDS:.0f} s",
                 hint=_HINT,
             )
+
+
+def end_for_sure(seconds: float = ORDERLY_END_SECONDS_MAX) -> None:
+    """Ends the process with a failure if it has not ended in order by then: to stop an app whose consumer is broken may
+    take for ever, and whatever is durable outlives any end."""
+    killer = threading.Timer(seconds, os._exit, [1])
+    killer.daemon = True
+    killer.start()
 
 
 _HINT = "the worker ends, so that it is started again; if it repeats, look at the brokers' log for this group"

@@ -269,8 +269,9 @@ def status_of(host: PartitionHost, standbys: Standbys) -> dict[str, Any]:
         },
         "standbys": {
             str(number): {
-                "lag_records": standby.lag_records,
+                "state": "restoring" if standby.lag_records is None else "standby",
                 "next_offsets": standby.positions,
+                "lag": standby.lag_records,
                 **({"failure": standby.failure} if standby.failure else {}),
             }
             for number, standby in sorted(copies.items())

@@ -28,10 +28,10 @@ from faust.types import TP, ConsumerMessage
 from mode import Service
 
 from agents.fetched_batches import ByteBudget, Fetches
-from agents.group_watch import CHECK_SECONDS, GroupWatch
+from agents.group_watch import CHECK_SECONDS, GroupWatch, end_for_sure
 from agents.log_consumer import read_watermarks
 from streams.batches import RecordBatch
-from streams.errors import SinkFencedError, SinkUnavailableError
+from streams.errors import GroupSilentError, SinkFencedError, SinkUnavailableError
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
 
@@ -90,7 +90,11 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             consumer = self._consumer
             if consumer is not None and not consumer._closed and consumer._coordinator is not None:
                 watch = watch or GroupWatch(consumer._coordinator)
-                watch.check()
+                try:
+                    watch.check()
+                except GroupSilentError:
+                    end_for_sure()
+                    raise
 
     async def _fetch_records(
         self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None

@@ -95,9 +95,13 @@ class WorkerPages:
 
     def partitions(self) -> dict[str, dict[str, Any]]:
         """What /ready says about each partition."""
-        _, reply = get(self._address, "/ready")
-        partitions: dict[str, dict[str, Any]] = json.loads(reply)["partitions"]
+        partitions: dict[str, dict[str, Any]] = self._ready()["partitions"]
         return partitions
+
+    def standbys(self) -> dict[str, dict[str, Any]]:
+        """What /ready says about each copy of a partition that another worker owns."""
+        standbys: dict[str, dict[str, Any]] = self._ready()["standbys"]
+        return standbys
 
     def snapshots_reflect(self, last_offsets: Mapping[str, Mapping[int, int]]) -> bool:
         """True once published snapshots hold every record up to these offsets, by topic and partition."""
@@ -107,6 +111,11 @@ class WorkerPages:
             for topic, offsets in last_offsets.items()
             for partition, offset in offsets.items()
         )
+
+    def _ready(self) -> dict[str, Any]:
+        _, reply = get(self._address, "/ready")
+        report: dict[str, Any] = json.loads(reply)
+        return report
 
     def total(self, metric: str) -> float:
         """The sum of a counter or gauge over all its labels; 0 if there is no value yet. Raises ObservationError."""

@@ -26,7 +26,7 @@ from streams.errors import ConfigurationError
 
 _REPLY_SECONDS_MAX = 3.0
 _WATCH_SECONDS = 1.0
-_COLOURS = {"serving": "green", "running": "green", "failed": "red", "fenced": "red"}
+_COLOURS = {"serving": "green", "running": "green", "standby": "green", "failed": "red", "fenced": "red"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class WorkerReport:
     name: str = ""
     ready: bool = False
     partitions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    standbys: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failure: str | None = None
 
 
@@ -101,7 +102,11 @@ def _report_of(address: str, name: str) -> WorkerReport:
         connection.request("GET", "/ready")
         content = orjson.loads(connection.getresponse().read())
         return WorkerReport(
-            address, str(content.get("worker", name)), bool(content["ready"]), dict(content["partitions"])
+            address,
+            str(content.get("worker", name)),
+            bool(content["ready"]),
+            dict(content["partitions"]),
+            dict(content.get("standbys", {})),
         )
     except (OSError, http.client.HTTPException) as error:
         return WorkerReport(address, name, failure=f"does not answer: {error or type(error).__name__}")
@@ -122,6 +127,7 @@ def as_json(reports: Sequence[WorkerReport]) -> dict[str, Any]:
                 "ready": report.ready,
                 **({"failure": report.failure} if report.failure else {}),
                 "partitions": report.partitions,
+                "standbys": report.standbys,
             }
             for report in reports
         ],
@@ -146,9 +152,9 @@ def table_of(reports: Sequence[WorkerReport]) -> Group:
 def _rows(report: WorkerReport) -> Iterator[tuple[list[Text], str | None]]:
     if report.failure:
         yield [Text(""), Text("unknown", style="red")], report.failure
-    elif not report.partitions:
+    elif not report.partitions and not report.standbys:
         yield [Text(""), Text("no partitions", style="yellow")], None
-    for partition, each in report.partitions.items():
+    for partition, each in (*report.partitions.items(), *report.standbys.items()):
         state = str(each.get("state", ""))
         offsets = each.get("next_offsets", {})
         positions = ", ".join(f"{topic} {offset}" for topic, offset in sorted(offsets.items()))
@@ -161,7 +167,7 @@ def _rows(report: WorkerReport) -> Iterator[tuple[list[Text], str | None]]:
                 Text(_rung_of(each.get("recovered"))),
                 Text(str(each.get("epoch", ""))),
                 Text(positions, overflow="fold"),
-                Text(str(each.get("lag", ""))),
+                Text("" if (lag := each.get("lag")) is None else str(lag)),
                 Text(str(each.get("snapshot", {}).get("version", ""))),
             ],
             str(each["failure"]) if "failure" in each else None,

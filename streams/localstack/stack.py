@@ -167,6 +167,10 @@ class LocalStack:
         process.start()
         process.wait_until_ready()
 
+    def add_worker(self, kind: Literal["store", "sink"], number: int) -> ChildProcess:
+        """Starts a worker that the options do not name; returns at once."""
+        return self._add(self._worker(kind, number))
+
     def wait_until_ready(self, name: str, *, deaths_allowed: int = 5) -> None:
         """Waits until a process that was killed is back and ready."""
         self.process(name).wait_until_ready(deaths_allowed=deaths_allowed)
@@ -237,9 +241,8 @@ class LocalStack:
         )
 
     def _start_workers(self) -> None:
-        names = [("store", number) for number in range(self.options.store_workers)]
-        names += [("sink", number) for number in range(self.options.sink_workers)]
-        workers = [self._add(self._worker(kind, number)) for kind, number in names]
+        workers = [self.add_worker("store", number) for number in range(self.options.store_workers)]
+        workers += [self.add_worker("sink", number) for number in range(self.options.sink_workers)]
         for worker in workers:
             worker.wait_until_ready()
 

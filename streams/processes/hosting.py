@@ -331,6 +331,8 @@ class HostedPartition:
         marks = await self._log.watermarks(self.topic_partitions)
         recovered, positions, self._topic_ids = await continued_by_log(self._parts, recovered, marks)
         self.recovered, self.store, self.epoch = recovered, recovered.store, recovered.epoch
+        for rung in Rung:
+            telemetry.RECOVERY_SECONDS.remove(self.partition, rung)
         telemetry.RECOVERY_SECONDS.labels(self.partition, recovered.rung).set(recovered.seconds)
         self.positions = positions
         self._targets = {tp.topic: marks[tp].high for tp in self.topic_partitions}

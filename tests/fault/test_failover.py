@@ -98,7 +98,7 @@ def partitions_of(system: System, worker: str) -> dict[int, dict[str, Any]]:
 def standbys_of(system: System, worker: str) -> set[int]:
     """The partitions of which it keeps a copy that follows the log."""
     standbys = report(system, worker).get("standbys", {})
-    return {int(number) for number, state in standbys.items() if state["lag_records"] is not None}
+    return {int(number) for number, state in standbys.items() if state["state"] == "standby"}
 
 
 def serving(system: System, worker: str) -> dict[int, int]:

@@ -30,6 +30,10 @@ REPORT: dict[str, Any] = {
         "1": {"state": "failed", "epoch": 2, "next_offsets": {}, "lag": 0, "failure": "log gap in a[1] [0, 5)"},
         "2": {"state": "replaying", "epoch": 2, "next_offsets": {}, "lag": 0, "progress": {"ratio": 0.42}},
     },
+    "standbys": {
+        "3": {"state": "standby", "next_offsets": {"a": 8}, "lag": 5},
+        "4": {"state": "restoring", "next_offsets": {}, "lag": None, "failure": "no Redis"},
+    },
 }
 
 
@@ -71,9 +75,14 @@ def test_every_partition_has_a_line_and_every_failure_is_said_in_full(
     assert first.split() == ["store-7", "0", "serving", "snapshot", "12", "4", "a", "10,", "b", "2", "3", "13"]
     assert "replaying 42%" in text
     assert "store-7 1: log gap in a[1] [0, 5)" in text
+    assert [line.split() for line in text.splitlines() if "standby" in line] == [
+        ["store-7", "3", "standby", "a", "8", "5"]
+    ]
+    assert "store-7 4: no Redis" in text
     report = as_json(reports_of({worker: ""}))
     assert report["ready"] is False
     assert report["workers"][0]["partitions"]["0"]["lag"] == 3
+    assert report["workers"][0]["standbys"]["3"]["lag"] == 5
 
 
 @pytest.mark.parametrize("body", [b"hello", b"[]", b'{"ready": true}'])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -99,3 +101,10 @@ def test_aiokafka_has_what_is_watched() -> None:
     assert callable(coordinator.check_errors)
     fields = GroupCoordinator.__init__.__code__.co_names
     assert {"_coordination_task", "coordinator_id", "generation", "group_id"} <= set(fields)
+
+
+def test_a_worker_that_hangs_while_it_stops_ends_all_the_same() -> None:
+    hanging = (
+        "from threading import Event; from agents.group_watch import end_for_sure; end_for_sure(0.1); Event().wait()"
+    )
+    assert subprocess.run([sys.executable, "-c", hanging], timeout=60, check=False).returncode == 1

@@ -302,3 +302,26 @@ async def test_the_broker_gathers_nothing_for_a_consumer_that_does_not_want_it()
     fetches, fetcher, _ = fetches_over({FLIGHTS: whole}, gathers=False)
     assert await fetches.next_batches({FLIGHTS}, 1.0)
     assert fetcher._fetch_min_bytes == 1
+
+
+async def test_invariant_5_what_was_fetched_under_an_earlier_generation_reaches_nobody() -> None:
+    """As it does when a worker that was stopped wakes up after its group has gone on."""
+    batches = {
+        TP("flights", partition): [RecordBatch("flights", partition, 0, 5, generation=generation)]
+        for partition, generation in enumerate([7, 7, 6])
+    }
+
+    async def wait_next_records(timeout: float) -> tuple[Any, Any]:
+        del timeout
+        return batches, None
+
+    consumer: Any = SimpleNamespace(
+        _wait_next_records=wait_next_records,
+        _to_message=lambda tp, batch: BatchConsumer._to_message(consumer, tp, batch),
+        should_stop=False,
+        flow_active=True,
+        scheduler=SimpleNamespace(iterate=lambda fetched: [(tp, each) for tp, (each,) in fetched.items()]),
+        app=SimpleNamespace(consumer_generation_id=7),
+    )
+    given = [(tp, message.offset) async for tp, message in BatchConsumer.getmany(consumer, 1.0)]
+    assert given == [(TP("flights", 0), 4), (TP("flights", 1), 4)]
