@@ -12,6 +12,8 @@ Pure functions of the table's definition; used by the audit.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from schemas.clickhouse_ddl import quote as quote_clickhouse
 from schemas.duckdb_ddl import quote as quote_duckdb
 from schemas.table import ArrayType, ColumnType, ScalarKind, ScalarType, StructType, TableDefinition
@@ -41,7 +43,26 @@ def store_text(table: TableDefinition) -> str:
     """An expression in the dialect of queries, over the columns of the table."""
     names = [quote_duckdb(column.name) for column in table.columns]
     fields = [f"coalesce(strlen({name}::VARCHAR) || ':' || {name}::VARCHAR, 'N')" for name in names]
+    if len(fields) > _TOGETHER_MAX:
+        chunks = [fields[first : first + _TOGETHER_MAX] for first in range(0, len(fields), _TOGETHER_MAX)]
+        fields = [f"md5(concat({', '.join(chunk)}))" for chunk in chunks]
     return f"concat({', '.join([*fields, _DUCKDB_METADATA])})"
+
+
+def shared_columns(table: TableDefinition) -> TableDefinition:
+    """The table with those columns only whose text for a sink the dialect of queries can spell as well."""
+    shared = [column for column in table.columns if _is_shared(column.type)]
+    return replace(table, columns=tuple(shared[:_TOGETHER_MAX]))
+
+
+def _is_shared(kind: ColumnType) -> bool:
+    match kind:
+        case ScalarType():
+            return kind.kind not in (ScalarKind.REAL, ScalarKind.DOUBLE)
+        case StructType():
+            return all(_is_shared(each.type) for each in kind.fields)
+        case _:
+            return False
 
 
 def sink_text_in_duckdb(table: TableDefinition) -> str:
@@ -66,6 +87,8 @@ def key_text(table: TableDefinition) -> str:
     return f"concat({', '.join(fields)}, '')"
 
 
+#: Columns whose texts one value may hold: the query guard bounds how large a value grows.
+_TOGETHER_MAX = 50
 _DUCKDB_METADATA = "'|', _offset::VARCHAR, '|', epoch_ms(_timestamp)::VARCHAR"
 
 

@@ -9,8 +9,8 @@
 The system may go on all the while. Nothing is held in memory but sums: the log's digests lie in a workspace on disk.
 
 What the log has lost cannot be proven from it: a partition whose log begins later is `proven from` there on, and below
-that only the offsets that the store and the sink hold are compared with each other. Rows that retention is about to
-delete count on no side. Called by streams/cli/audit.py.
+that only the rows of append tables are compared, those of the store with those of the sink. Rows that retention is
+about to delete count on no side. Called by streams/cli/audit.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from schemas import dead_letters
 from schemas.catalog import Catalog
-from schemas.row_text import store_text
+from schemas.row_text import shared_columns, sink_text_in_duckdb, store_text
 from schemas.table import TableDefinition
 from streams.adapters.duckdb_audit import AuditWorkspace, Copy
 from streams.adapters.duckdb_dialect import LEDGER_VIEW
@@ -49,6 +49,8 @@ PAGES_MAX = 200
 #: Rows so close to the end of their retention count on no side.
 RETENTION_MARGIN_MS = 10 * 60 * 1000
 _POLL_SECONDS = 0.2
+#: Where a difference is of which the log cannot say whose it is.
+_BOTH = "store and sink"
 
 
 class AuditedLog(Protocol):
@@ -276,6 +278,7 @@ class _Partition:
     ) -> None:
         self._parts, self._table, self._letters, self._deadline = parts, table, letters, deadline
         self._tp, self._marks = topic_partition, marks
+        self._shared = shared_columns(table)
         self._offsets = OffsetRange(marks.low, marks.high)
         self._key = _key_of(topic_partition.partition, parts.query_partitions)
         self._read_to = marks.low
@@ -295,8 +298,9 @@ class _Partition:
                 # 2. pass
                 self._passed[copy] = await (self._store_passes() if copy is Copy.STORE else self._sink_passes())
                 # 3. ask
-                below[copy] = [await self._answer(copy, asked) for asked in self._ranges(0, self._offsets.lo)]
-                answers[copy] = [await self._answer(copy, asked) for asked in self._ranges(*self._offsets)]
+                kept = self._table.retention_seconds if copy is Copy.STORE else self._table.history_seconds
+                answers[copy] = [await self._answer(copy, asked) for asked in self._ranges(self._offsets, kept)]
+                below[copy] = [await self._answer(copy, asked, self._shared) for asked in self._ranges_below()]
                 if copy is Copy.STORE:
                     await self._ask_ledger()
             except PintailError as error:
@@ -318,16 +322,13 @@ class _Partition:
         copies = [Copy.STORE] if self._parts.ask is not None else []
         return copies + ([Copy.SINK] if self._parts.sink is not None else [])
 
-    def _since_ms(self) -> int:
-        retention = self._table.retention_seconds
-        if retention is None:
-            return 0
-        return self._parts.clock_ms() - retention * 1000 + RETENTION_MARGIN_MS
-
-    def _ranges(self, first: int, end: int) -> list[AuditedRange]:
-        """The questions that cover these offsets."""
+    def _ranges(self, offsets: OffsetRange, kept_seconds: int | None) -> list[AuditedRange]:
+        """The questions that cover these offsets, of rows that are kept so long."""
+        first, end = offsets
         step = max(1, end - first) if self._table.is_keyed else RANGE_OFFSETS_MAX
-        since_ms = self._since_ms()
+        since_ms = 0
+        if kept_seconds is not None:
+            since_ms = self._parts.clock_ms() - kept_seconds * 1000 + RETENTION_MARGIN_MS
         return [
             AuditedRange(
                 self._tp.partition,
@@ -337,6 +338,11 @@ class _Partition:
             )
             for lo in range(first, end, step)
         ]
+
+    def _ranges_below(self) -> list[AuditedRange]:
+        """Those that cover what the log has lost, as long as both copies keep it."""
+        limits = [each for each in (self._table.retention_seconds, self._table.history_seconds) if each is not None]
+        return self._ranges(OffsetRange(0, self._offsets.lo), min(limits, default=None))
 
     # -- 2. pass -------------------------------------------------------------------------------------------------
 
@@ -376,42 +382,42 @@ class _Partition:
 
     # -- 3. ask --------------------------------------------------------------------------------------------------
 
-    async def _answer(self, copy: Copy, asked: AuditedRange) -> _Answer:
-        holdings = await self._holdings(copy, asked)
+    async def _answer(self, copy: Copy, asked: AuditedRange, table: TableDefinition | None = None) -> _Answer:
+        holdings = await self._holdings(copy, asked, table or self._table)
         self._passed[copy] = max(self._passed[copy], holdings.position)
         return _Answer(asked, holdings)
 
-    async def _holdings(self, copy: Copy, asked: AuditedRange) -> Holdings:
+    async def _holdings(self, copy: Copy, asked: AuditedRange, table: TableDefinition) -> Holdings:
         if copy is Copy.SINK:
             assert self._parts.sink is not None
-            held = await in_thread(self._parts.sink.holdings, self._table, asked)
+            held = await in_thread(self._parts.sink.holdings, table, asked)
             return held._replace(position=self._sink_position(held.position))
         answer = await self._ask(
             f"SELECT (_offset // {asked.bucket})::BIGINT, count(*), sum(_offset)::VARCHAR, "
             "sum(md5_number_upper(t))::VARCHAR, sum(md5_number_lower(t))::VARCHAR",
             asked,
-            "GROUP BY ALL",
+            table,
         )
         buckets = {int(bucket): Digest(*map(int, sums)) for bucket, *sums in answer.rows}
         return Holdings(self._store_position(answer), buckets)
 
-    async def _held_rows(self, copy: Copy, asked: AuditedRange) -> tuple[int, list[HeldRow]]:
+    async def _held_rows(self, copy: Copy, asked: AuditedRange, table: TableDefinition) -> tuple[int, list[HeldRow]]:
         if copy is Copy.SINK:
             assert self._parts.sink is not None
-            position, rows = await in_thread(self._parts.sink.rows, self._table, asked)
+            position, rows = await in_thread(self._parts.sink.rows, table, asked)
             return self._sink_position(position), rows
-        answer = await self._ask("SELECT _offset, md5_number_upper(t)::VARCHAR, count(*)", asked, "GROUP BY ALL")
+        answer = await self._ask("SELECT _offset, md5_number_upper(t)::VARCHAR, count(*)", asked, table)
         rows = [HeldRow(int(offset), int(digest), int(count)) for offset, digest, count in answer.rows]
         return self._store_position(answer), rows
 
-    async def _ask(self, select: str, asked: AuditedRange, grouping: str) -> StoreAnswer:
+    async def _ask(self, select: str, asked: AuditedRange, table: TableDefinition) -> StoreAnswer:
         assert self._parts.ask is not None
+        text = store_text(table) if table is self._table else sink_text_in_duckdb(table)
         conditions = f"_offset >= {asked.offsets.lo} AND _offset < {asked.offsets.hi}"
         if asked.since_ms > 0:
             conditions += f" AND epoch_ms(_timestamp) >= {asked.since_ms}"
         return await self._parts.ask(
-            f"{select} FROM (SELECT _offset, {store_text(self._table)} AS t FROM {self._table.name} "
-            f"WHERE {conditions}) {grouping}",
+            f"{select} FROM (SELECT _offset, {text} AS t FROM {table.name} WHERE {conditions}) GROUP BY ALL",
             key=self._key,
             deadline_ms=QUERY_DEADLINE_MS_MAX,
         )
@@ -543,7 +549,7 @@ class _Partition:
     async def _search(self, copy: Copy, asked: AuditedRange, runs: _Runs) -> None:
         """Compares the page row by row."""
         try:
-            position, rows = await self._held_rows(copy, asked)
+            position, rows = await self._held_rows(copy, asked, self._table)
         except PintailError as error:
             self._result.open.append(f"{copy} {asked.offsets}: {in_words(error)}")
             return
@@ -569,7 +575,7 @@ class _Partition:
     # -- what the log has lost -----------------------------------------------------------------------------------
 
     async def _compare_below(self, answers: Mapping[Copy, Sequence[_Answer]]) -> None:
-        """The copies can only be compared with each other, by their offsets; and what the sink refused is not in it."""
+        """Rows of append tables, those of the store with those of the sink, but for what the sink refused."""
         low = self._offsets.lo
         if low == 0:
             return
@@ -582,39 +588,42 @@ class _Partition:
         if len(answers) < 2 or self._table.is_keyed:
             self._result.notes.append(f"{note}, nothing was compared")
             return
-        runs = {copy: _Runs(copy, lambda *_: True) for copy in Copy}
         pages = [
             page
             for store, sink in zip(answers[Copy.STORE], answers[Copy.SINK], strict=True)
             for bucket in sorted(store.holdings.buckets.keys() | sink.holdings.buckets.keys())
-            if _offsets_of(store, bucket) != _offsets_of(sink, bucket)
+            if store.holdings.buckets.get(bucket) != sink.holdings.buckets.get(bucket)
             for page in _pages(store.asked, bucket)
         ]
+        runs = {where: _Runs(where, lambda *_: True) for where in (*Copy, _BOTH)}
         for page in pages[:PAGES_MAX]:
-            found = {copy: Counter[int]() for copy in Copy}
-            for copy in Copy:
-                for row in (await self._held_rows(copy, page))[1]:
-                    found[copy][row.offset] += row.copies
-            refused = await in_thread(self._parts.workspace.letters_of_sink, page.offsets)
-            for copy, other, absent in ((Copy.STORE, Copy.SINK, ()), (Copy.SINK, Copy.STORE, refused)):
-                for offset in sorted(found[copy].keys() | found[other].keys() - set(absent)):
-                    if found[copy][offset] != 1:
-                        kind = Kind.DOUBLED if found[copy][offset] else Kind.MISSING
-                        runs[copy].add(kind, offset, abs(found[copy][offset] - 1))
+            await self._search_below(page, runs)
         for page in pages[PAGES_MAX:]:
-            runs[Copy.SINK].add(Kind.DIFFERS, page.offsets.lo, None, hi=page.offsets.hi)
+            runs[_BOTH].add(Kind.DIFFERS, page.offsets.lo, None, hi=page.offsets.hi)
         for each in runs.values():
             self._result.differences += [
-                replace(difference, detail="compared with the other copy: the log is gone")
+                replace(difference, detail="store and sink compared with each other: the log is gone")
                 for difference in each.differences()
             ]
-        self._result.notes.append(f"{note}, only the offsets were compared, of the store with those of the sink")
+        unseen = [column.name for column in self._table.columns if column not in self._shared.columns]
+        without = f", without the values of {', '.join(unseen)}" if unseen else ""
+        self._result.notes.append(f"{note}, the store was compared with the sink{without}")
 
-
-def _offsets_of(answer: _Answer, bucket: int) -> tuple[int, int]:
-    """How many rows the bucket holds, and the sum of their offsets."""
-    digest = answer.holdings.buckets.get(bucket)
-    return (0, 0) if digest is None else (digest.rows, digest.offsets)
+    async def _search_below(self, page: AuditedRange, runs: Mapping[str, _Runs]) -> None:
+        found: dict[Copy, dict[int, Counter[int]]] = {copy: {} for copy in Copy}
+        for copy in Copy:
+            for row in (await self._held_rows(copy, page, self._shared))[1]:
+                found[copy].setdefault(row.offset, Counter())[row.digest] += row.copies
+        refused = await in_thread(self._parts.workspace.letters_of_sink, page.offsets)
+        for offset in sorted(found[Copy.STORE].keys() | found[Copy.SINK].keys()):
+            there = {copy: found[copy].get(offset, Counter()) for copy in Copy}
+            for copy in Copy:
+                if there[copy].total() > 1:
+                    runs[copy].add(Kind.DOUBLED, offset, there[copy].total() - 1)
+                elif not there[copy] and not (copy is Copy.SINK and offset in refused):
+                    runs[copy].add(Kind.MISSING, offset, 1)
+            if all(there.values()) and there[Copy.STORE].keys() != there[Copy.SINK].keys():
+                runs[_BOTH].add(Kind.CHANGED, offset, 1)
 
 
 def _pages(asked: AuditedRange, bucket: int) -> Iterator[AuditedRange]:

@@ -72,7 +72,7 @@ def test_invariant_7_what_is_written_is_proven_meanwhile_and_every_tampering_is_
     assert found["accounts", 0]["rows"] > found["accounts", 0]["rows_in_store"] > 0
 
     tamper_with_clickhouse(system)
-    status, found = audited(system)
+    status, found = audited(system, "--sink")
     assert status == 1
     assert found_in(found["events", 0]) == {
         ("sink", "missing", 100, 103),

@@ -14,8 +14,10 @@ import pytest
 from schemas.catalog import Catalog
 from schemas.dead_letters import dead_letter_headers
 from schemas.messages import QueryRequest
+from schemas.row_text import shared_columns, sink_text_in_duckdb, store_text
 from schemas.table import TableDefinition
 from streams.adapters.duckdb_audit import AuditWorkspace, Copy
+from streams.adapters.duckdb_guard import QueryGuard
 from streams.adapters.duckdb_queries import DuckDBQueries
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.batches import RecordBatch
@@ -204,6 +206,10 @@ async def test_below_a_cut_log_store_and_sink_differ_by_what_the_sink_refused_an
     site.sink.deliver(EVENTS, written.ending_at(3), written.starting_at(6))
     result = await site.audited(EVENTS, with_sink=True)
     assert (result.verdict, found(result)) == (Verdict.NOT_PROVEN, [("sink", "missing", OffsetRange(3, 6))])
+    other = batch(EVENTS, [{"number": -1}], first=4)
+    site.sink.deliver(EVENTS, written.ending_at(4), other, written.starting_at(5))
+    result = await site.audited(EVENTS, with_sink=True)
+    assert found(result) == [("store and sink", "changed", OffsetRange(4, 5))]
 
 
 async def test_a_copy_that_is_ahead_of_the_log_is_not_proven_also_when_the_log_is_empty(site: Site) -> None:
@@ -226,6 +232,14 @@ async def test_a_hole_in_the_ledger_is_found_although_every_row_is_there(site: S
 async def test_a_partition_that_kafka_does_not_have_is_not_passed_over(site: Site) -> None:
     result = await site.audited(EVENTS)
     assert (result.verdict, result.open) == (Verdict.NOT_PROVEN, ["Kafka has no such partition"])
+
+
+def test_the_texts_of_a_table_of_many_columns_are_no_query_that_is_refused() -> None:
+    kinds = ("VARCHAR", "TIMESTAMPTZ", "DOUBLE", "DATE")
+    wide = table("wide", **{f"column_{number}": kinds[number % 4] for number in range(150)})
+    guard = QueryGuard(Catalog((wide,)))
+    for text in (store_text(wide), sink_text_in_duckdb(shared_columns(wide))):
+        assert guard.check(f"SELECT sum(md5_number_upper(t)) FROM (SELECT {text} AS t FROM wide)", []).tables
 
 
 def test_the_option_sink_insists_on_clickhouse(
