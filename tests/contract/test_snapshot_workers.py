@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -279,10 +280,14 @@ def check(make_world: Callable[[], MemoryWorld | RedisWorld], *, examples: int) 
     run_state_machine_as_test(InItsWorld, settings=machine)
 
 
+@pytest.mark.invariant(4, 8, place="checkpoint")
+@pytest.mark.invariant(4, 5, place="rebalance")
 def test_no_order_of_calls_of_several_workers_takes_a_block_from_a_version_in_memory() -> None:
     check(MemoryWorld, examples=40)
 
 
+@pytest.mark.invariant(4, 8, place="checkpoint")
+@pytest.mark.invariant(4, 5, place="rebalance")
 def test_no_order_of_calls_of_several_workers_takes_a_block_from_a_version_in_redis() -> None:
     with RedisServer() as server:
         check(partial(RedisWorld, server), examples=10)
