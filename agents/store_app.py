@@ -262,6 +262,7 @@ def status_of(host: PartitionHost, standbys: Standbys) -> dict[str, Any]:
                 "lag": partition.lag,
                 **({"recovered": _recovery_of(partition.recovered)} if partition.recovered else {}),
                 **({"progress": partition.progress.report()} if partition.state in _ON_ITS_WAY else {}),
+                **({"damage": damage} if (damage := partition.progress.damage) else {}),
                 **({"snapshot": _snapshot_of(partition.snapshot)} if partition.snapshot else {}),
                 **({"failure": str(failure)} if (failure := partition.failure or partition.obstacle) else {}),
             }

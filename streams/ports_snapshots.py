@@ -8,6 +8,7 @@ refuse in the words at the end of this file.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
@@ -43,8 +44,9 @@ class SnapshotRepository(Protocol):
         already is left as it is (its time begins anew), so a live block never becomes mortal."""
         ...
 
-    async def discard_blocks(self, partition: int, names: Collection[str]) -> None:
-        """Removes blocks that were found damaged, whoever needs them, so that the next snapshot stores them again."""
+    async def discard_blocks(self, partition: int, damaged: Mapping[str, str]) -> None:
+        """Removes blocks that were found damaged, whoever needs them, so that the next snapshot stores them again: of
+        each name the piece that has this `digest_of`, in one step. One that was stored anew meanwhile stays."""
         ...
 
     async def publish(
@@ -87,6 +89,11 @@ class SnapshotRepository(Protocol):
     async def partitions(self) -> tuple[int, ...]:
         """The partitions that have been claimed or published, ascending. Slow: for operators."""
         ...
+
+
+def digest_of(sealed: bytes) -> str:
+    """Tells a stored piece from another one of the same name. SHA-1, because a script in Redis has no other."""
+    return hashlib.sha1(sealed, usedforsecurity=False).hexdigest()
 
 
 def fenced_by_epoch(partition: int, epoch: int, newest: int) -> SnapshotFencedError:

@@ -30,6 +30,11 @@ RECOVERY_SECONDS = Gauge("pintail_recovery_seconds", "Duration of the newest rec
 RECOVERY_PROGRESS = Gauge(
     "pintail_recovery_progress_ratio", "How much of the step at hand of a recovery is done, 0 to 1", ["partition"]
 )
+DAMAGE_FOUND = Counter(
+    "pintail_damage_found",
+    "Local files and snapshot versions that recovery found damaged and did without",
+    ["partition", "place"],
+)
 SNAPSHOT_SECONDS = Histogram("pintail_snapshot_seconds", "Duration of a snapshot", buckets=LATENCY_BUCKETS)
 SNAPSHOT_BYTES = Counter("pintail_snapshot_bytes_sent", "Encoded bytes sent to Redis", ["partition"])
 SNAPSHOT_MEMORY_BYTES = Gauge(

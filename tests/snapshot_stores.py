@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.batches import RecordBatch
 from streams.ports import DecodedBatch
+from streams.ports_snapshots import SnapshotRepository, digest_of
 
 CODEC = SnapshotCodec(bytes(range(32)), application="test")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -91,3 +92,9 @@ def players(count: int) -> tuple[dict[str, Any], ...]:
 
 def move(number: int) -> dict[str, Any]:
     return {"player": number % 97, "note": f"move number {number}"}
+
+
+async def lose_blocks(repository: SnapshotRepository, partition: int, names: Collection[str]) -> None:
+    """As if somebody had found all of these damaged."""
+    stored = await repository.load_blocks(partition, names)
+    await repository.discard_blocks(partition, {name: digest_of(sealed) for name, sealed in stored.items()})

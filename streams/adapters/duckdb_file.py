@@ -4,18 +4,30 @@ DuckDB checks its headers when it opens a file and each block only when it reads
 anyone relies on the file, at memory speed: a block is 32768 little-endian words, the first of which is
 5381 xor (every other word * 0xbf58476d1ce4e5b9). Called by DuckDBStore before ATTACH; never while the file is attached,
 because closing any descriptor of the file would drop DuckDB's own lock on it.
+
+A checksum does not say where a block belongs: one that a disk wrote in the place of another passes, and DuckDB then
+reads other rows, or fails so that the whole instance is lost. So every checkpoint leaves `<N>.duckdb.blocks` beside the
+file: which blocks the database uses, and their checksums. It counts only for the very header that it was made for, and
+costs nothing when it is lost.
+
+    b"PTLB" | checksum of the database header 8 bytes | (block id, checksum) 8 + 8 bytes each | BLAKE2b of that 16 bytes
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from streams.errors import StoreCorruptError, StoreLockedError
 from streams.limits import SNAPSHOT_BLOCK_BYTES
+
+logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 4096
 #: The main header and two database headers, of which the one with the higher iteration counts.
@@ -25,6 +37,8 @@ BLOCK_BYTES = SNAPSHOT_BLOCK_BYTES
 _CHECKSUM_SEED = np.uint64(5381)
 _CHECKSUM_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 _READ_BLOCKS = 16
+_LIST_MAGIC = b"PTLB"
+_LIST_HASH_BYTES = 16
 _RESTORE_HINT = "remove the partition's file and recover it from a snapshot, from ClickHouse or from the log"
 
 
@@ -49,9 +63,9 @@ class FileLock:
             self._fd = None
 
 
-def wal_files(path: Path) -> list[Path]:
-    """The write-ahead logs beside a partition file."""
-    return sorted(path.parent.glob(f"{path.name}.wal*"))
+def companions(path: Path) -> list[Path]:
+    """What lies beside a partition file and belongs to it alone: write-ahead logs, and the list of its blocks."""
+    return sorted([*path.parent.glob(f"{path.name}.wal*"), *path.parent.glob(f"{path.name}.blocks*")])
 
 
 def sync_folder(folder: Path) -> None:
@@ -68,7 +82,7 @@ def discard_unborn(path: Path) -> None:
     if path.exists() and path.stat().st_size < HEADERS_BYTES:
         path.unlink()
     if not path.exists():
-        for log in wal_files(path):
+        for log in companions(path):
             log.unlink()
 
 
@@ -105,7 +119,7 @@ def unsound_blocks(fd: int, name: str) -> frozenset[int]:
     for position in range(0, HEADERS_BYTES, HEADER_BYTES):
         if not _sound(np.frombuffer(headers, np.uint64, HEADER_BYTES // 8, position).reshape(1, -1))[0]:
             raise damaged(name, f"the header at byte {position} is damaged")
-    _, block_count = max(_database_header(headers, position) for position in (HEADER_BYTES, 2 * HEADER_BYTES))
+    _, block_count, _ = _newest_header(headers)
     present = min(block_count, (os.fstat(fd).st_size - HEADERS_BYTES) // BLOCK_BYTES)
     unsound = set(range(present, block_count))
     buffer = bytearray(_READ_BLOCKS * BLOCK_BYTES)
@@ -118,15 +132,54 @@ def unsound_blocks(fd: int, name: str) -> frozenset[int]:
     return frozenset(unsound)
 
 
+def write_block_list(fd: int, path: Path, used: Collection[int]) -> None:
+    """After a checkpoint: notes where the blocks in use are. One that cannot be written is done without."""
+    *_, header_checksum = _newest_header(os.pread(fd, HEADERS_BYTES, 0))
+    blocks = np.array(sorted(used), np.uint64)
+    words = [os.pread(fd, 8, HEADERS_BYTES + int(block) * BLOCK_BYTES) for block in blocks]
+    pairs = np.column_stack([blocks, np.frombuffer(b"".join(words), np.uint64)])
+    content = _LIST_MAGIC + header_checksum.to_bytes(8, "little") + pairs.tobytes()
+    temporary = path.with_name(f"{path.name}.blocks.new")
+    try:
+        temporary.write_bytes(content + _list_hash(content))
+        temporary.replace(path.with_name(f"{path.name}.blocks"))
+    except OSError as error:
+        logger.warning("%s: the list of its blocks was not written: %s", path.name, error)
+
+
+def misplaced_blocks(fd: int, path: Path) -> frozenset[int]:
+    """The ids of blocks that are not those that the newest checkpoint left there; none if nobody noted them."""
+    try:
+        content = path.with_name(f"{path.name}.blocks").read_bytes()
+    except FileNotFoundError:
+        return frozenset()
+    content, written_hash = content[:-_LIST_HASH_BYTES], content[-_LIST_HASH_BYTES:]
+    *_, header_checksum = _newest_header(os.pread(fd, HEADERS_BYTES, 0))
+    prefix = _LIST_MAGIC + header_checksum.to_bytes(8, "little")
+    if _list_hash(content) != written_hash or not content.startswith(prefix):
+        return frozenset()
+    pairs = np.frombuffer(content, np.uint64, offset=len(prefix)).reshape(-1, 2).tolist()
+    found = ((block, os.pread(fd, 8, HEADERS_BYTES + block * BLOCK_BYTES)) for block, _ in pairs)
+    return frozenset(
+        block
+        for (block, word), (_, checksum) in zip(found, pairs, strict=True)
+        if word != checksum.to_bytes(8, "little")
+    )
+
+
 def damaged(name: str, cause: str) -> StoreCorruptError:
     """The error for a file that cannot be used."""
     return StoreCorruptError(f"{name}: {cause}", hint=_RESTORE_HINT)
 
 
-def _database_header(headers: bytes, position: int) -> tuple[int, int]:
-    """(iteration, block count): words 1 and 4 of a database header."""
-    words = np.frombuffer(headers, np.uint64, HEADER_BYTES // 8, position)
-    return int(words[1]), int(words[4])
+def _newest_header(headers: bytes) -> tuple[int, int, int]:
+    """(iteration, block count, checksum) of the database header that counts: its words 1, 4 and 0."""
+    found = (np.frombuffer(headers, np.uint64, HEADER_BYTES // 8, n * HEADER_BYTES).tolist() for n in (1, 2))
+    return max((words[1], words[4], words[0]) for words in found)
+
+
+def _list_hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_LIST_HASH_BYTES).digest()
 
 
 def _sound(blocks: np.ndarray[tuple[int, int], np.dtype[np.uint64]]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from schemas.catalog import Catalog
 from schemas.duckdb_ddl import duckdb_type, quote
 from schemas.table import METADATA_COLUMNS, TableDefinition
+from streams.adapters.duckdb_file import write_block_list
 from streams.errors import LogGapError, StaleEpochError, StoreError
 from streams.ports import DecodedBatch
 
@@ -353,8 +354,10 @@ class PartitionStore:
     def _checkpoint(self) -> None:
         try:
             self._connection.execute(f"CHECKPOINT {self.database}")
+            used = used_blocks(self._connection, self.database)
         except duckdb.Error as error:
             raise StoreError(f"partition {self.partition}: checkpoint failed: {error}", hint="retry later") from error
+        write_block_list(self._fd, self.path, used)
 
     def _pending(
         self, batches: Sequence[DecodedBatch]
@@ -484,6 +487,27 @@ class _ArrowSource:
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self.table.__arrow_c_stream__(requested_schema)
+
+
+def used_blocks(connection: duckdb.DuckDBPyConnection, database: str) -> frozenset[int]:
+    """The ids of the blocks that hold the tables of an attached file, and their description."""
+    tables = connection.execute(
+        "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ?", [database]
+    ).fetchall()
+    selects = [f"SELECT block_id FROM pragma_metadata_info('{database}')"]
+    for schema, table in tables:
+        segments = f"pragma_storage_info('{_text(f'{database}.{quote(schema)}.{quote(table)}')}')"
+        selects += [
+            f"SELECT block_id FROM {segments} WHERE persistent",
+            f"SELECT unnest(additional_block_ids) FROM {segments}",
+        ]
+    found = connection.execute(f"SELECT DISTINCT block_id FROM ({' UNION ALL '.join(selects)}) WHERE block_id >= 0")
+    return frozenset(block for (block,) in found.fetchall())
+
+
+def _text(value: str) -> str:
+    """The inside of an SQL string literal."""
+    return value.replace("'", "''")
 
 
 def _hash_of(content: object) -> str:

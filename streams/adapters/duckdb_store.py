@@ -23,13 +23,14 @@ from schemas.table import METADATA_COLUMNS, TableDefinition
 from streams.adapters.duckdb_dialect import LEDGER_VIEW
 from streams.adapters.duckdb_file import (
     FileLock,
+    companions,
     damaged,
     discard_unborn,
+    misplaced_blocks,
     strip_zero_tail,
     unsound_blocks,
-    wal_files,
 )
-from streams.adapters.duckdb_partition import LEDGER_SQL, FrozenFile, PartitionStore
+from streams.adapters.duckdb_partition import LEDGER_SQL, FrozenFile, PartitionStore, used_blocks
 from streams.errors import StoreError, StoreLockedError
 
 __all__ = ["DuckDBStore", "FrozenFile", "PartitionStore"]
@@ -125,7 +126,7 @@ class DuckDBStore:
             path = self.path_of(partition)
             file_lock = FileLock(self._directory / f"{partition}.lock")
             try:
-                for file in (*wal_files(path), path):
+                for file in (*companions(path), path):
                     file.unlink(missing_ok=True)
             finally:
                 file_lock.release()
@@ -210,7 +211,7 @@ class DuckDBStore:
             attaching.close()
         with self._lock:
             try:
-                if unsound and (lost := unsound & self._used_blocks(database)):
+                if unsound and (lost := unsound & used_blocks(self._instance, database)):
                     raise damaged(path.name, f"{len(lost)} blocks are damaged, the first is block {min(lost)}")
                 _in_transaction(self._instance, self._bring_forward(database))
                 return PartitionStore(
@@ -222,24 +223,6 @@ class DuckDBStore:
             except BaseException:
                 self._instance.execute(f"DETACH {database}")
                 raise
-
-    def _used_blocks(self, database: str) -> set[int]:
-        """The ids of the blocks that hold the file's tables and their description."""
-        execute = self._instance.execute
-        used = {block for (block,) in execute(f"SELECT block_id FROM pragma_metadata_info('{database}')").fetchall()}
-        tables = execute(
-            "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ?", [database]
-        ).fetchall()
-        for schema, table in tables:
-            name = _text(f"{database}.{quote(schema)}.{quote(table)}")
-            segments = f"pragma_storage_info('{name}')"
-            used |= {
-                block
-                for (block,) in execute(
-                    f"SELECT block_id FROM {segments} UNION SELECT unnest(additional_block_ids) FROM {segments}"
-                ).fetchall()
-            }
-        return used
 
     def _bring_forward(self, database: str) -> list[str]:
         """The statements that make the file hold the catalog's tables at their newest migration."""
@@ -316,12 +299,18 @@ def _open_instance(directory: Path, memory_limit: str, threads: int) -> duckdb.D
 
 
 def _unsound_blocks(path: Path) -> frozenset[int]:
-    """Checks the file; nothing is wrong with one that does not exist yet."""
+    """Checks the file; nothing is wrong with one that does not exist yet. Raises StoreCorruptError."""
     if not path.exists():
         return frozenset()
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return unsound_blocks(fd, path.name)
+        unsound = unsound_blocks(fd, path.name)
+        if misplaced := misplaced_blocks(fd, path) - unsound:
+            raise damaged(
+                path.name,
+                f"{len(misplaced)} blocks are not where they were written, the first is block {min(misplaced)}",
+            )
+        return unsound
     finally:
         os.close(fd)
 

@@ -14,6 +14,7 @@ from math import inf
 from streams.ports_snapshots import (
     BLOCK_GRACE_SECONDS,
     blocks_missing,
+    digest_of,
     fenced_by_epoch,
     fenced_by_version,
     version_not_found,
@@ -71,10 +72,12 @@ class MemorySnapshotRepository:
             else:
                 living[name] = _Block(sealed, expires)
 
-    async def discard_blocks(self, partition: int, names: Collection[str]) -> None:
+    async def discard_blocks(self, partition: int, damaged: Mapping[str, str]) -> None:
         """See the port."""
-        for name in names:
-            self._living(partition).pop(name, None)
+        living = self._living(partition)
+        for name, digest in damaged.items():
+            if name in living and digest_of(living[name].sealed) == digest:
+                del living[name]
 
     async def publish(
         self, partition: int, *, version: int, epoch: int, manifest: bytes, block_names: Collection[str]

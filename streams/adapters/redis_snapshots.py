@@ -70,6 +70,14 @@ else
 end
 """
 
+# KEYS: block. ARGV: digest of the damaged piece.
+_DISCARD = """
+local pieces = redis.call('HKEYS', KEYS[1])
+table.sort(pieces, function(one, other) return tonumber(one) < tonumber(other) end)
+for place, piece in ipairs(pieces) do pieces[place] = redis.call('HGET', KEYS[1], piece) end
+if redis.sha1hex(table.concat(pieces)) == ARGV[1] then redis.call('UNLINK', KEYS[1]) end
+"""
+
 # KEYS: head, versions, manifest, members. ARGV: epoch, version, sealed manifest, prefix of block keys, block names...
 # The head is switched last, after everything it stands for.
 _PUBLISH = """
@@ -98,12 +106,15 @@ return {'published'}
 """
 
 # KEYS: versions. ARGV: grace in ms, prefixes of manifest, members and block keys, versions to retire...
+# If what a kept version needs is not known, because its set was evicted, nothing is retired.
 _RETIRE = """
 local unwanted, retired, needed, dead = {}, {}, {}, 0
 for argument = 5, #ARGV do unwanted[ARGV[argument]] = true end
 for place, version in ipairs(redis.call('ZREVRANGE', KEYS[1], 0, -1)) do
     if place > 1 and unwanted[version] then
         retired[#retired + 1] = version
+    elseif redis.call('EXISTS', ARGV[3] .. version) == 0 then
+        return 0
     else
         for _, name in ipairs(redis.call('SMEMBERS', ARGV[3] .. version)) do needed[name] = true end
     end
@@ -157,6 +168,7 @@ class RedisSnapshotRepository:
         self._grace_ms = round(block_grace_seconds * 1000)
         self._claim = self._redis.register_script(_CLAIM)
         self._put = self._redis.register_script(_PUT)
+        self._discard = self._redis.register_script(_DISCARD)
         self._publish = self._redis.register_script(_PUBLISH)
         self._retire = self._redis.register_script(_RETIRE)
 
@@ -220,11 +232,16 @@ class RedisSnapshotRepository:
                         )
                     await pipeline.execute()
 
-    async def discard_blocks(self, partition: int, names: Collection[str]) -> None:
+    async def discard_blocks(self, partition: int, damaged: Mapping[str, str]) -> None:
         """See the port."""
         with self._errors_translated():
-            for some in _in_groups(names, _NAMES_PER_CALL):
-                await self._redis.unlink(*(self._block_key(partition, name) for name in some))
+            for names in _in_groups(damaged, PIPELINE_BLOCKS):
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for name in names:
+                        await self._discard(
+                            keys=[self._block_key(partition, name)], args=[damaged[name]], client=pipeline
+                        )
+                    await pipeline.execute()
 
     async def publish(
         self, partition: int, *, version: int, epoch: int, manifest: bytes, block_names: Collection[str]

@@ -24,7 +24,7 @@ from streams.localstack.ports import HOST
 from streams.localstack.records import ProcessRecords
 from streams.retry import Backoff
 
-RESTART_FIRST_SECONDS = 0.5
+RESTART_FIRST_SECONDS = 0.1
 RESTART_CEILING_SECONDS = 10.0
 #: A process that was up this long did not fail to start: its next restart is a quick one again.
 RESTART_RESET_SECONDS = 30.0

@@ -28,6 +28,8 @@ class RecoveryProgress:
         self.unit = ""
         self.done = 0
         self.total = 0
+        #: What was found damaged since the partition was assigned; it stays when another rung has made up for it.
+        self.damage: list[str] = []
         self._logged = 0.0
 
     @property
@@ -52,6 +54,13 @@ class RecoveryProgress:
     def end(self) -> None:
         """The step is done."""
         self.reach(self.total)
+
+    def found_damage(self, place: str, what: str) -> None:
+        """The file or a snapshot version cannot be used: loud, although recovery goes on without it."""
+        logger.error("partition %d: %s", self.partition, what)
+        telemetry.DAMAGE_FOUND.labels(self.partition, place).inc()
+        if what not in self.damage:
+            self.damage.append(what)
 
     def report(self) -> dict[str, Any]:
         """As /ready shows it."""

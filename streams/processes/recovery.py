@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from schemas.manifest import Manifest
-from streams.adapters.duckdb_file import FileLock, sync_folder, wal_files
+from streams.adapters.duckdb_file import FileLock, companions, sync_folder
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.errors import (
@@ -53,7 +53,7 @@ from streams.errors import (
 )
 from streams.finishing import in_thread
 from streams.ports import Watermarks
-from streams.ports_snapshots import SnapshotRepository
+from streams.ports_snapshots import SnapshotRepository, digest_of
 from streams.positions import TopicPartition
 from streams.processes.progress import RecoveryProgress
 from streams.processes.rebuilding import Rebuilding
@@ -237,7 +237,7 @@ class Recovery:
             store = await in_thread(self._store.open_partition, partition)
         except StoreCorruptError as error:
             aside = await in_thread(put_aside, path)
-            logger.error("partition %d: the local file is damaged and was kept as %s: %s", partition, aside.name, error)
+            progress.found_damage(Rung.LOCAL_FILE, f"the local file is damaged and was kept as {aside.name}: {error}")
             return None
         if not store.next_offsets():
             logger.info("partition %d: the local file never held anything", partition)
@@ -267,14 +267,19 @@ class Recovery:
             except SnapshotKeyError:
                 raise
             except SnapshotCorruptError as error:
-                logger.error("partition %d: snapshot version %d is unusable: %s", partition, version, error)
+                progress.found_damage(Rung.SNAPSHOT, f"snapshot version {version} is unusable: {error}")
                 # Damaged blocks would be reused by every later snapshot; without them the next one sends them anew.
-                await self._patiently(partition, partial(repository.discard_blocks, partition, error.blocks))
+                await self._patiently(partition, partial(repository.discard_blocks, partition, restore.damaged))
             except SnapshotNotFoundError:
-                logger.info("partition %d: snapshot version %d was retired meanwhile", partition, version)
+                if version in await self._patiently(partition, partial(repository.versions, partition)):
+                    progress.found_damage(Rung.SNAPSHOT, f"snapshot version {version} has lost its manifest")
+                else:
+                    logger.info("partition %d: snapshot version %d was retired meanwhile", partition, version)
             except StoreCorruptError as error:
-                logger.error("partition %d: version %d restored, but does not open: %s", partition, version, error)
-                await in_thread(put_aside, self._store.path_of(partition))
+                aside = await in_thread(put_aside, self._store.path_of(partition))
+                progress.found_damage(
+                    Rung.SNAPSHOT, f"snapshot version {version} does not open and was kept as {aside.name}: {error}"
+                )
             else:
                 logger.info("partition %d: version %d restored, at %s", partition, version, store.next_offsets())
                 return _Found(store, Rung.SNAPSHOT, version, restore.bytes_loaded)
@@ -371,6 +376,8 @@ class SnapshotRestore:
         progress: RecoveryProgress | None = None,
     ) -> None:
         self.bytes_loaded = 0
+        #: Name -> digest of the stored piece, of blocks that `check` found damaged.
+        self.damaged: dict[str, str] = {}
         self._progress = progress or RecoveryProgress(partition)
         self._repository = repository
         self._codec = codec
@@ -395,7 +402,7 @@ class SnapshotRestore:
                 await in_thread(os.fsync, fd)
             finally:
                 os.close(fd)
-            for log in wal_files(path):
+            for log in companions(path):
                 log.unlink()
             temporary.replace(path)
             await in_thread(sync_folder, path.parent)
@@ -410,6 +417,7 @@ class SnapshotRestore:
         Raises SnapshotCorruptError with ALL blocks that are missing or damaged, and SnapshotKeyError."""
         manifest = await self.manifest()
         self.bytes_loaded, written = 0, 0
+        self.damaged.clear()
         faults: dict[str, str] = {}
         self._progress.begin("snapshot", manifest.file_bytes, "bytes")
         async with aclosing(self._batches(manifest.blocks)) as batches:
@@ -462,6 +470,7 @@ class SnapshotRestore:
                 raise
             except SnapshotCorruptError as error:
                 faults[name] = error.message
+                self.damaged[name] = digest_of(sealed[name])
                 continue
             written += len(block)
             if not faults:
@@ -476,7 +485,7 @@ def put_aside(path: Path, why: str = "corrupt") -> Path:
         for old in path.parent.glob(f"{path.name}.{why}-*"):
             old.unlink()
     aside = path.with_name(f"{path.name}.{why}-{time.time_ns() // 1_000_000}")
-    for log in wal_files(path):
+    for log in companions(path):
         log.rename(log.with_name(aside.name + log.name.removeprefix(path.name)))
     path.rename(aside)
     return aside

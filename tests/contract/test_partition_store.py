@@ -473,6 +473,27 @@ def test_damage_to_the_file_is_found_at_open(store: DuckDBStore, place: str) -> 
     assert store.open_partition(0).next_offsets() == {}
 
 
+@pytest.mark.parametrize("state", ["of an older checkpoint", "torn", "lost"])
+def test_a_list_of_blocks_that_does_not_belong_to_the_file_says_nothing(store: DuckDBStore, state: str) -> None:
+    """As after a crash between a checkpoint and its list, or a power loss."""
+    partition = filled(store)
+    partition.checkpoint()
+    listed = partition.path.with_name("0.duckdb.blocks")
+    older = listed.read_bytes()
+    partition.set_epoch(7)
+    partition.checkpoint()
+    expected = partition.content_hash()
+    store.close_partition(0)
+    match state:
+        case "of an older checkpoint":
+            listed.write_bytes(older)
+        case "torn":
+            listed.write_bytes(listed.read_bytes()[:-9])
+        case _:
+            listed.unlink()
+    assert store.open_partition(0).content_hash() == expected
+
+
 def test_a_flipped_bit_in_the_log_is_found_at_open(store: DuckDBStore) -> None:
     filled(store)
     store.close_partition(0)

@@ -33,12 +33,14 @@ class MemoryWorld:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.repository: SnapshotRepository = MemorySnapshotRepository(
-            block_grace_seconds=GRACE_SECONDS, clock=lambda: self.now
-        )
+        self._memory = MemorySnapshotRepository(block_grace_seconds=GRACE_SECONDS, clock=lambda: self.now)
+        self.repository: SnapshotRepository = self._memory
 
     def pass_time(self, seconds: int) -> None:
         self.now += seconds
+
+    def damage(self, name: str) -> None:
+        self._memory._partitions[0].blocks[name].sealed = b"damaged"
 
 
 class RedisWorld:
@@ -57,6 +59,10 @@ class RedisWorld:
             for key in client.keys("*"):
                 if (left := client.pttl(key)) >= 0:
                     client.pexpire(key, left - 1000 * seconds)
+
+    def damage(self, name: str) -> None:
+        with self._server.client() as client:
+            client.hset(f"{{model:0}}:block:{name}", "0", b"damaged")
 
 
 class Collection(RuleBasedStateMachine):

@@ -13,7 +13,7 @@ from streams.adapters.memory_snapshots import MemorySnapshotRepository
 from streams.adapters.redis_snapshots import RedisSnapshotRepository
 from streams.errors import SnapshotCorruptError, SnapshotFencedError, SnapshotNotFoundError
 from streams.limits import REDIS_VALUE_BYTES_MAX
-from streams.ports_snapshots import SnapshotRepository
+from streams.ports_snapshots import SnapshotRepository, digest_of
 from tests.redis_server import RedisServer
 
 P = 3
@@ -233,11 +233,21 @@ async def test_a_retired_block_that_a_new_version_needs_is_live_again(forgetful:
 
 
 async def test_discarded_blocks_are_missing_until_put_again(repository: SnapshotRepository) -> None:
+    """Whoever read a damaged piece late takes nothing from the one that has replaced it."""
     await publish(repository, 1, "ab")
-    await repository.discard_blocks(P, ["a", "x"])
+    damaged = {"a": digest_of((await repository.load_blocks(P, "a"))["a"]), "x": digest_of(b"")}
+    await repository.discard_blocks(P, damaged)
     assert await repository.missing_blocks(P, "ab") == {"a"}
     await repository.put_blocks(P, {"a": b"anew"})
+    await repository.discard_blocks(P, damaged)
     assert await repository.load_blocks(P, "a") == {"a": b"anew"}
+
+
+async def test_a_damaged_block_of_several_pieces_is_discarded(repository: SnapshotRepository) -> None:
+    sealed = bytes(12 * REDIS_VALUE_BYTES_MAX)
+    await repository.put_blocks(P, {"a": sealed})
+    await repository.discard_blocks(P, {"a": digest_of(sealed)})
+    assert await repository.missing_blocks(P, "a") == {"a"}
 
 
 async def test_partitions_do_not_see_each_other(repository: SnapshotRepository) -> None:
@@ -251,4 +261,4 @@ async def test_no_names_are_no_work(repository: SnapshotRepository) -> None:
     assert await repository.missing_blocks(P, ()) == frozenset()
     assert await repository.load_blocks(P, ()) == {}
     await repository.put_blocks(P, {})
-    await repository.discard_blocks(P, ())
+    await repository.discard_blocks(P, {})

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from streams.adapters.duckdb_file import BLOCK_BYTES
+from streams.adapters.duckdb_partition import used_blocks
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.memory_snapshots import MemorySnapshotRepository
 from streams.adapters.redis_snapshots import RedisSnapshotRepository
@@ -19,10 +20,11 @@ from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.errors import SnapshotCorruptError, SnapshotKeyError, SnapshotStoreUnavailableError, StoreLockedError
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
+from streams.processes.progress import RecoveryProgress
 from streams.processes.recovery import Recovery, Rung, SnapshotRestore
 from streams.processes.snapshotting import Snapshotter
 from tests.redis_server import RedisServer
-from tests.snapshot_stores import CODEC, MOVES, PLAYERS, append, move, open_store, player
+from tests.snapshot_stores import CODEC, MOVES, PLAYERS, append, lose_blocks, move, open_store, player
 
 P = 2
 
@@ -158,7 +160,7 @@ async def test_a_damaged_local_file_is_put_aside_and_the_snapshot_is_used(
         recovered = await recovery.recover(P)
         assert recovered.rung is Rung.SNAPSHOT
         assert recovered.store.content_hash() == hashes[0]
-    aside = [path.name for path in stores.path_of(P).parent.glob(f"{P}.duckdb.corrupt-*")]
+    aside = [path.name for path in stores.path_of(P).parent.glob(f"{P}.duckdb.corrupt-*") if path.suffix != ".blocks"]
     assert len(aside) == 1, "only the newest damaged file is kept"
 
 
@@ -183,7 +185,7 @@ async def test_a_restore_that_fails_leaves_what_is_there(
     stores: DuckDBStore, repository: RedisSnapshotRepository
 ) -> None:
     await snapshot_versions(stores.open_partition(P), repository, 1)
-    await repository.discard_blocks(P, (await SnapshotRestore(repository, CODEC, P, 1).manifest()).block_names)
+    await lose_blocks(repository, P, (await SnapshotRestore(repository, CODEC, P, 1).manifest()).block_names)
     stores.close_partition(P)
     before = stores.path_of(P).read_bytes()
     with pytest.raises(SnapshotCorruptError):
@@ -231,6 +233,13 @@ def flip(path: Path, position: int) -> None:
         file.write(bytes([byte ^ 4]))
 
 
+def swap(path: Path, *positions: int) -> None:
+    with path.open("r+b") as file:
+        blocks = [os.pread(file.fileno(), BLOCK_BYTES, position) for position in positions]
+        for position, block in zip(positions, reversed(blocks), strict=True):
+            os.pwrite(file.fileno(), block, position)
+
+
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
@@ -239,6 +248,10 @@ def flip(path: Path, position: int) -> None:
         ("bit in a block", "block"),
         ("end cut off", "block"),
         ("block of zeros", "computed checksum"),
+        ("zeros at the end", "block"),
+        ("swapped blocks", "2 blocks are not where they were written"),
+        ("blocks of an older time", "blocks are not where they were written"),
+        ("stale log", "the WAL was created for an older version of this database"),
         ("bit in the log", "DuckDB refuses it"),
         ("garbage", "header at byte 0 is damaged"),
     ],
@@ -252,11 +265,15 @@ async def test_a_fault_of_the_local_file_is_detected_named_and_recovered_from(
 ) -> None:
     store = stores.open_partition(P)
     (expected,) = await snapshot_versions(store, repository, 1)
-    log = store.path.with_name(f"{P}.duckdb.wal")
-    if fault == "bit in the log":
+    path, log = store.path, store.path.with_name(f"{P}.duckdb.wal")
+    older_blocks, headers = path.read_bytes(), 12_288
+    if fault in ("bit in the log", "stale log", "blocks of an older time"):
         fill(store, seed=3)
+    older_log = log.read_bytes() if log.exists() else b""
+    if fault in ("stale log", "blocks of an older time"):
+        store.checkpoint()
+    used = sorted(used_blocks(store._connection, store.database))
     stores.close_partition(P)
-    path = stores.path_of(P)
     match fault:
         case "bit in the main header":
             flip(path, 100)
@@ -273,12 +290,25 @@ async def test_a_fault_of_the_local_file_is_detected_named_and_recovered_from(
                 file.write(bytes(BLOCK_BYTES))
         case "bit in the log":
             flip(log, 20_000)
+        case "zeros at the end":
+            with path.open("r+b") as file:
+                file.seek(headers + used[-1] * BLOCK_BYTES)
+                file.write(bytes(path.stat().st_size - file.tell()))
+        case "swapped blocks":
+            swap(path, *(headers + block * BLOCK_BYTES for block in (used[0], used[-1])))
+        case "blocks of an older time":
+            path.write_bytes(path.read_bytes()[:headers] + older_blocks[headers:])
+        case "stale log":
+            log.write_bytes(older_log)
         case _:
             path.write_bytes(os.urandom(path.stat().st_size))
-    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    progress = RecoveryProgress(P)
+    recovered = await Recovery(stores, repository, CODEC).recover(P, progress=progress)
     assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 1)
     assert recovered.store.content_hash() == expected
-    assert named in caplog.text
+    (damage,) = progress.damage
+    assert named in damage
+    assert damage in caplog.text
 
 
 @pytest.mark.invariant(1, place="recovery")
@@ -330,12 +360,21 @@ async def test_a_half_published_version_does_not_count(
 
 
 @pytest.mark.parametrize(
-    "fault",
-    ["missing block", "expired block", "cut block", "flipped bit", "swapped blocks", "damaged manifest", "no manifest"],
+    ("fault", "named"),
+    [
+        ("missing block", "is not stored"),
+        ("expired block", "is not stored"),
+        ("cut block", "does not authenticate"),
+        ("lost piece", "does not start like a sealed piece"),
+        ("flipped bit", "does not authenticate"),
+        ("swapped blocks", "does not authenticate"),
+        ("damaged manifest", "does not authenticate"),
+        ("no manifest", "has lost its manifest"),
+    ],
 )
 @pytest.mark.invariant(8, place="recovery")
-async def test_an_unusable_version_falls_back_to_the_older_one(
-    stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer, fault: str
+async def test_an_unusable_version_is_named_and_falls_back_to_the_older_one(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer, fault: str, named: str
 ) -> None:
     hashes = await snapshot_versions(stores.open_partition(P), repository, 2)
     names = sorted(await blocks_only_in(repository, 2))
@@ -350,6 +389,9 @@ async def test_an_unusable_version_falls_back_to_the_older_one(
                     pass
             case "cut block":
                 client.hset(keys[0], "0", (client.hget(keys[0], "0") or b"")[:-1])
+            case "lost piece":
+                client.hset(keys[0], "1", b"of no use alone")
+                client.hdel(keys[0], "0")
             case "no manifest":
                 client.delete(f"{{test:{P}}}:manifest:2")
             case "flipped bit":
@@ -363,9 +405,18 @@ async def test_an_unusable_version_falls_back_to_the_older_one(
             case _:
                 client.setrange(f"{{test:{P}}}:manifest:2", 40, b"damage")
     lose_disk(stores)
-    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    progress = RecoveryProgress(P)
+    recovered = await Recovery(stores, repository, CODEC).recover(P, progress=progress)
     assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 1)
     assert recovered.store.content_hash() == hashes[0]
+    (damage,) = progress.damage
+    assert damage.startswith("snapshot version 2 ")
+    assert named in damage
+    newer = fill(recovered.store, seed=9)
+    assert await Snapshotter(repository, CODEC).take(recovered.store, recovered.epoch) is not None
+    lose_disk(stores)
+    recovered = await Recovery(stores, repository, CODEC).recover(P)
+    assert (recovered.version, recovered.store.content_hash()) == (3, newer), "the next snapshot is whole again"
 
 
 async def test_damaged_blocks_are_stored_anew_by_the_next_snapshot(
@@ -389,7 +440,7 @@ async def test_when_no_version_is_usable_the_whole_log_is_replayed_loudly(
     stores: DuckDBStore, repository: RedisSnapshotRepository, caplog: pytest.LogCaptureFixture
 ) -> None:
     await snapshot_versions(stores.open_partition(P), repository, 1)
-    await repository.discard_blocks(P, (await SnapshotRestore(repository, CODEC, P, 1).manifest()).block_names)
+    await lose_blocks(repository, P, (await SnapshotRestore(repository, CODEC, P, 1).manifest()).block_names)
     lose_disk(stores)
     recovered = await Recovery(stores, repository, CODEC).recover(P)
     assert recovered.rung is Rung.WHOLE_LOG

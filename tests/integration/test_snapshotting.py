@@ -27,7 +27,19 @@ from streams.processes.drill import drill, drill_newest
 from streams.processes.recovery import Recovery, Rung, SnapshotRestore
 from streams.processes.snapshotting import Snapshotter, block_ranges, versions_to_retire
 from tests.redis_server import RedisServer
-from tests.snapshot_stores import CATALOG, CODEC, MOVES, PLAYERS, append, decoded, move, open_store, player, players
+from tests.snapshot_stores import (
+    CATALOG,
+    CODEC,
+    MOVES,
+    PLAYERS,
+    append,
+    decoded,
+    lose_blocks,
+    move,
+    open_store,
+    player,
+    players,
+)
 
 P = 1
 
@@ -204,7 +216,7 @@ async def test_a_block_that_vanished_is_sent_again(store: PartitionStore, tmp_pa
     first = await snapshotter.take(store, epoch=1)
     assert first is not None
     manifest = await SnapshotRestore(repository, CODEC, P, 1).manifest()
-    await repository.discard_blocks(P, manifest.blocks)
+    await lose_blocks(repository, P, manifest.blocks)
     append(store, MOVES, [move(number) for number in range(100)])
     assert await snapshotter.take(store, epoch=1) is not None
     assert await restored_hash(repository, 2, tmp_path) == store.content_hash()
@@ -347,7 +359,7 @@ class TestDrill:
         repository = MemorySnapshotRepository()
         assert await Snapshotter(repository, CODEC).take(store, epoch=1, hashed=True) is not None
         manifest = await SnapshotRestore(repository, CODEC, P, 1).manifest()
-        await repository.discard_blocks(P, [manifest.blocks[3]])
+        await lose_blocks(repository, P, [manifest.blocks[3]])
         with pytest.raises(SnapshotCorruptError, match="lacks 1 of"):
             await drill(repository, CODEC, CATALOG, P, 1, folder)
 

@@ -277,7 +277,7 @@ def test_the_doors_are_shut(rule: str) -> None:
         ("storeys", "streams.adapters.duckdb_store", "from streams.processes.hosting import PartitionHost"),
         ("storeys", "streams.client.connection", "from streams.localstack.stack import LocalStack"),
         ("storeys", "streams.client.connection", "from streams.adapters.duckdb_guard import QueryGuard"),
-        ("families", "streams.adapters.redis_snapshots", "from streams.adapters.duckdb_file import wal_files"),
+        ("families", "streams.adapters.redis_snapshots", "from streams.adapters.duckdb_file import companions"),
         ("families", "streams.adapters.helpers", "import os"),
         ("packages", "streams.processes.ingestion", "import duckdb"),
         ("packages", "streams.adapters.kafka_topics", "import redis.asyncio"),
