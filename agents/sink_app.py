@@ -61,7 +61,10 @@ def sink_app(settings: Settings) -> PintailApp:
     app = PintailApp(settings.sink_group, settings)
     # The broker gathers what one insert is made of: a wake-up per fetch that only waits here would cost more.
     app.consumer_options["fetch_max_wait_ms"] = min(settings.sink_flush_interval_ms, FETCH_WAIT_MS_MAX)
-    sink, dead_letters = ClickHouseSink(settings.clickhouse), KafkaDeadLetters(settings)
+    sink, dead_letters = (
+        ClickHouseSink(settings.clickhouse, cluster=settings.clickhouse_cluster),
+        KafkaDeadLetters(settings),
+    )
     delivery = Delivery(
         sink=sink,
         intents=GroupIntents(app),

@@ -7,6 +7,9 @@ Append tables are MergeTree ordered by position, or by columns of the definition
 ReplacingMergeTree(_offset) ordered by the key: FINAL shows the newest row of each key, and `_deleted` = 1 marks a key
 whose newest record was a tombstone.
 
+On a cluster the rows are in replicated tables of the name with LOCAL_SUFFIX, one on every server, and the table itself
+is Distributed over them: a Kafka partition is on one shard, so that an insert is one part there too.
+
 ClickHouse has no null array and, but for a beta feature, no null struct: the sink delivers an empty array and a struct
 whose fields are all null instead.
 """
@@ -28,6 +31,10 @@ from schemas.table import (
 
 #: How many inserts back ClickHouse recognises a deduplication token.
 DEDUPLICATION_WINDOW = 10_000
+
+#: What chooses the shard of a row.
+SHARDING_KEY = "_partition"
+LOCAL_SUFFIX = "_local"
 
 #: Added by the sink after the declared columns; `_deleted` follows in keyed tables.
 METADATA_TYPES = {
@@ -113,8 +120,30 @@ def ttl(table: TableDefinition) -> str:
     return "" if seconds is None else f"_timestamp + toIntervalSecond({seconds})"
 
 
+def create_table_statements(table: TableDefinition, *, database: str, cluster: str = "") -> list[str]:
+    """What creates the table, on all servers of the cluster if one is named; harmless when repeated."""
+    if not cluster:
+        return [create_table_sql(table, database=database)]
+    name, local = (_qualified(table, database, suffix) for suffix in ("", LOCAL_SUFFIX))
+    distributed = ", ".join(_text(part) for part in (cluster, database, table.name + LOCAL_SUFFIX))
+    return [
+        create_table_sql(table, database=database, cluster=cluster),
+        f"CREATE TABLE IF NOT EXISTS {name}{on_cluster(cluster)} AS {local} "
+        f"ENGINE = Distributed({distributed}, {SHARDING_KEY})",
+    ]
+
+
+def on_cluster(cluster: str) -> str:
+    """What follows the name in a statement for all servers of the cluster; empty without one."""
+    return f" ON CLUSTER {_text(cluster)}" if cluster else ""
+
+
 def create_table_sql(
-    table: TableDefinition, *, database: str | None = None, dedup_window: int = DEDUPLICATION_WINDOW
+    table: TableDefinition,
+    *,
+    database: str | None = None,
+    dedup_window: int = DEDUPLICATION_WINDOW,
+    cluster: str = "",
 ) -> str:
     """CREATE TABLE IF NOT EXISTS: several sinks may start at once; compare with `expected_columns` afterwards.
 
@@ -123,15 +152,17 @@ def create_table_sql(
     """
     codecs = {column.name: codec_sql(column) for column in table.columns}
     body = [f"{quote(name)} {kind}{codecs.get(name, '')}" for name, kind in expected_columns(table)]
-    settings = {"non_replicated_deduplication_window": str(dedup_window)}
+    replicated = "Replicated" if cluster else ""
+    settings = {f"{'' if cluster else 'non_'}replicated_deduplication_window": str(dedup_window)}
     if has_position_projection(table):
         body.append("PROJECTION last_offset (SELECT _partition, max(_offset) GROUP BY _partition)")
-    engine = "MergeTree"
+    engine = f"{replicated}MergeTree"
     if table.is_keyed:
         settings["deduplicate_merge_projection_mode"] = "'rebuild'"
-        engine = "ReplacingMergeTree(_offset)"
+        engine = f"{replicated}ReplacingMergeTree(_offset)"
     lines = [
-        f"CREATE TABLE IF NOT EXISTS {_qualified(table, database)} (",
+        f"CREATE TABLE IF NOT EXISTS {_qualified(table, database, LOCAL_SUFFIX if cluster else '')}"
+        f"{on_cluster(cluster)} (",
         "    " + ",\n    ".join(body),
         f") ENGINE = {engine}",
     ]
@@ -144,15 +175,18 @@ def create_table_sql(
     return "\n".join(lines)
 
 
-def migration_sql(table: TableDefinition, number: int, *, database: str | None = None) -> list[str]:
-    """The statements that bring the table from migration `number` - 1 to `number`; harmless when repeated.
+def migration_sql(table: TableDefinition, number: int, *, database: str | None = None, cluster: str = "") -> list[str]:
+    """The statements that bring the table from migration `number` - 1 to `number`; harmless when repeated. On a cluster
+    the tables with the rows come first: the Distributed one must not ask them for what they lack.
 
     New columns go where `expected_columns` has them. Raises KeyError if the table has no such migration.
     """
     names = table.column_names
     return [
-        f"ALTER TABLE {_qualified(table, database)} ADD COLUMN IF NOT EXISTS {quote(column.name)} "
+        f"ALTER TABLE {_qualified(table, database, suffix)}{on_cluster(cluster)} "
+        f"ADD COLUMN IF NOT EXISTS {quote(column.name)} "
         f"{clickhouse_type(column)}{codec_sql(column)} AFTER {quote(names[names.index(column.name) - 1])}"
+        for suffix in ((LOCAL_SUFFIX, "") if cluster else ("",))
         for column in table.migration(number).added_columns
     ]
 
@@ -162,8 +196,13 @@ def codec_sql(column: Column) -> str:
     return f" CODEC({', '.join(column.codec)})" if column.codec else ""
 
 
-def _qualified(table: TableDefinition, database: str | None) -> str:
-    return f"{quote(database)}.{quote(table.name)}" if database else quote(table.name)
+def _qualified(table: TableDefinition, database: str | None, suffix: str = "") -> str:
+    name = quote(table.name + suffix)
+    return f"{quote(database)}.{name}" if database else name
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _nullable_type(column_type: ColumnType) -> str:

@@ -139,6 +139,10 @@ class Settings(BaseSettings):
     )
 
     # Sink
+    clickhouse_cluster: str = Field(
+        default="",
+        description="ClickHouse cluster to create tables on, replicated and distributed; without it, one server",
+    )
     sink_flush_rows_max: int = Field(default=50_000, ge=1, description="Rows at which a micro-batch is delivered")
     sink_flush_bytes_max: int = Field(
         default=16 * MIB, ge=1024, description="Bytes of records at which a micro-batch is delivered"

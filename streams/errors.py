@@ -170,6 +170,10 @@ class SinkFencedError(SinkError):
     """The BEFORE record was refused: another member of the group owns the partition."""
 
 
+class RebuildRefusedError(SinkError):
+    """A table cannot be delivered anew as things are; the message says why. Nothing was changed."""
+
+
 class InexactRowsError(SinkError):
     """What the sink holds of a partition cannot become a store's rows exactly."""
 

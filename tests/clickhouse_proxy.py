@@ -1,6 +1,7 @@
 """A faulty network between a client and ClickHouse: an HTTP proxy that fails requests on demand and logs them.
 
-The server behind it is the real one and knows nothing of it. A fault is used up by the requests it hits, inserts only.
+The server behind it is the real one and knows nothing of it. A fault is used up by the insert it hits; a standing one
+hits every request.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class ClickHouseProxy(ThreadingHTTPServer):
     def __init__(self, server_url: str) -> None:
         self.server = urlsplit(server_url).netloc
         self.inserts: list[LoggedInsert] = []
+        #: What every request suffers while it is set, queries included.
+        self.standing: Fault | None = None
         #: Texts that statements other than inserts carry -> others of the same length.
         self.replacements: dict[bytes, bytes] = {}
         self._faults: deque[Fault] = deque()
@@ -103,12 +106,12 @@ class ClickHouseProxy(ThreadingHTTPServer):
         with self._changed:
             self._under_way += 1
             if insert is None:
-                return None
+                return self.standing
             self.inserts.append(insert)
             callback = self._callbacks.pop(len(self.inserts), None)
             if callback:
                 callback()
-            return self._faults.popleft() if self._faults else None
+            return self._faults.popleft() if self._faults else self.standing
 
     def end(self) -> None:
         """A request is done with."""

@@ -9,8 +9,7 @@ from worker threads.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -24,19 +23,18 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, OperationalErr
 from clickhouse_connect.driver.httputil import get_pool_manager
 
 from schemas.catalog import Catalog
-from schemas.clickhouse_ddl import (
-    PARTITION_KEYS,
-    create_table_sql,
-    expected_columns,
-    has_position_projection,
-    migration_sql,
-    order_by,
-    quote,
-    ttl,
-)
+from schemas.clickhouse_ddl import create_table_statements, has_position_projection, migration_sql, on_cluster, quote
 from schemas.table import TableDefinition
 from streams import telemetry
 from streams.adapters.clickhouse_rows import beyond_the_short_calendar
+from streams.adapters.clickhouse_shape import (
+    Difference,
+    FoundTable,
+    as_text,
+    column_differences,
+    sharding_differences,
+    storage_differences,
+)
 from streams.config import URL_SETTINGS
 from streams.errors import (
     ClickHouseShapeError,
@@ -69,17 +67,14 @@ _TOO_MANY_PARTS_CODE = 252
 _ROW_CODES = frozenset({6, 26, 27, 38, 41, 69, 70, 72, 117, 128, 131, 153, 190, 321, 349, 376, 395, 407, 469, 691})
 #: VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
 _OUT_OF_RANGE_CODE = 321
+#: Acknowledged means: on the shard, and there by most replicas, so that no fail-over loses it. Tables that are neither
+#: replicated nor distributed ignore both.
+_CLUSTER_SETTINGS = {"insert_quorum": "auto", "distributed_foreground_insert": 1}
 _CALENDAR_SHOWN = ("0001-01-01", "9999-12-31", "0001-01-01 00:00:00.000000", "9999-12-31 23:59:59.000000")
 _CALENDAR_PROBE = (
     "SELECT toString(toDate32('0001-01-01')), toString(toDate32('9999-12-31')), "
     "toString(toDateTime64('0001-01-01 00:00:00', 6, 'UTC')), toString(toDateTime64('9999-12-31 23:59:59', 6, 'UTC'))"
 )
-_MERGE_TREE = re.compile(r"(?:Replicated|Shared)?MergeTree\Z")
-_REPLACING_MERGE_TREE = re.compile(r"(?:Replicated|Shared)?ReplacingMergeTree\(.*\b_offset\b\)")
-#: What a table without a declared partition key may have: nothing that spreads one insert over several parts, which
-#: would break "all rows or none".
-_ATOMIC_PARTITION_KEYS = frozenset({"", "tuple()", "_partition", "(_partition)"})
-_TTL = re.compile(r"\bTTL (.+?)(?= SETTINGS |\Z)")
 
 
 class ClickHouseSink:
@@ -89,10 +84,12 @@ class ClickHouseSink:
         self,
         url: str,
         *,
+        cluster: str = "",
         reply_seconds_max: int = REPLY_SECONDS_MAX,
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
-        """`url` is http[s]://[user:password@]host:port[/database]. Raises ConfigurationError."""
+        """`url` is http[s]://[user:password@]host:port[/database], of a server or of what balances over a cluster's;
+        with a `cluster`, tables are created on all of it. Raises ConfigurationError."""
         example, schemes = URL_SETTINGS["clickhouse"]
         try:
             parts = parse_url(url, schemes=schemes, example=example)
@@ -103,6 +100,7 @@ class ClickHouseSink:
                 f"PINTAIL_CLICKHOUSE is not the URL of ClickHouse's HTTP interface: {redacted(url)}",
                 hint=f"write {example}; {ESCAPES}",
             )
+        self._cluster = cluster
         self.database = unquote(parts.path.strip("/")) or "default"
         self._address = f"{parts.hostname}:{parts.port or (8443 if parts.scheme == 'https' else 8123)}"
         self._options: dict[str, Any] = {
@@ -139,7 +137,7 @@ class ClickHouseSink:
         alone: they belong to newer workers, or to the operator. Raises ClickHouseShapeError, SinkError.
         """
         if not self._rows("SELECT 1 FROM system.databases WHERE name = {name:String}", name=self.database):
-            self._command(f"CREATE DATABASE IF NOT EXISTS {quote(self.database)}")
+            self.command(f"CREATE DATABASE IF NOT EXISTS {quote(self.database)}{on_cluster(self._cluster)}")
         for table in catalog.tables:
             self._ensure_table(table)
 
@@ -172,6 +170,7 @@ class ClickHouseSink:
             "insert_deduplicate": 1,
             "insert_deduplication_token": f"{topic}:{partition}:{offsets.lo}:{offsets.hi}",
             "input_format_null_as_default": 0,
+            **_CLUSTER_SETTINGS,
         }
         stream = body.getvalue()
         block = lz4.frame.compress(stream)
@@ -196,7 +195,7 @@ class ClickHouseSink:
     def _as_refusal(self, table: TableDefinition, error: SinkRejectedError) -> SinkRejectedError:
         """Whether it is the rows or the table: one whose shape was changed may refuse every row."""
         try:
-            self._check_shape(table, self.columns(table))
+            self._check_shape(table)
         except ClickHouseShapeError as shape:
             return SinkRejectedError(shape.message, code=error.code, hint=shape.hint)
         return RowsRefusedError(error.message, code=error.code, hint=error.hint)
@@ -211,6 +210,11 @@ class ClickHouseSink:
                     f"ClickHouse at {self._address} sent an answer that cannot be read: {error}",
                     hint="it is asked again; is something between Pintail and ClickHouse cutting answers short?",
                 ) from error
+
+    def json_compact(self, sql: str, settings: dict[str, Any]) -> bytes:
+        """The answer to a query in ClickHouse's format JSONCompact. Raises SinkError."""
+        with self._errors_named("query"):
+            return bytes(self._connected().raw_query(sql, settings=settings, fmt="JSONCompact"))
 
     def _check_calendar(self, topic_partition: TopicPartition, rows: pa.Table) -> None:
         """Before 26.8 ClickHouse shows a DateTime64 outside 1900 to 2299 as another one, and refuses or moves a Date32.
@@ -236,92 +240,67 @@ class ClickHouseSink:
     def _ensure_table(self, table: TableDefinition) -> None:
         found = self.columns(table)
         if not found:
-            self._command(create_table_sql(table, database=self.database))
+            for statement in create_table_statements(table, database=self.database, cluster=self._cluster):
+                self.command(statement)
             log.info("%s: created %s", self, self.qualified(table))
             found = self.columns(table)
         for migration in table.migrations[1:]:
             if any(column.name not in found for column in migration.added_columns):
-                for statement in migration_sql(table, migration.number, database=self.database):
-                    self._command(statement)
+                for statement in migration_sql(table, migration.number, database=self.database, cluster=self._cluster):
+                    self.command(statement)
                 log.info("%s: applied %s to %s", self, migration.file, self.qualified(table))
                 found = self.columns(table)
-        self._check_shape(table, found)
+        self._check_shape(table)
 
-    def _check_shape(self, table: TableDefinition, found: Mapping[str, str]) -> None:
+    def _check_shape(self, table: TableDefinition) -> None:
         """Raises ClickHouseShapeError that shows every difference."""
-        differences = [
-            (name, expected, found.get(name, "(missing)"))
-            for name, expected in expected_columns(table)
-            if found.get(name) != expected
-        ]
-        differences += self._codec_differences(table)
-        differences += self._engine_differences(table)
+        found = self._found(self.database, table.name)
+        differences = column_differences(table, found)
+        holder = found
+        if found.distributed:
+            differences += sharding_differences(found.distributed)
+            holder = self._found(found.distributed.database or self.database, found.distributed.table)
+            differences += column_differences(table, holder)
+        differences += storage_differences(table, holder, default_window=self._default_window(holder))
+        foreign = self._rows(f"SELECT _topic FROM {self.qualified(table)} LIMIT 1") if not differences else []
+        if foreign and foreign[0][0] != table.topic:
+            differences.append(Difference("_topic of its rows", table.topic, str(foreign[0][0])))
         if differences:
             raise ClickHouseShapeError(
                 f"table {self.qualified(table)} in ClickHouse has another shape than table {table.name!r}:\n"
-                + _as_text([("", "expected", "found"), *differences]),
+                + as_text(differences),
                 hint=f"correct it with ALTER TABLE, or move it away (RENAME TABLE {self.qualified(table)} TO ...) and "
                 "Pintail creates it anew",
             )
 
-    def _codec_differences(self, table: TableDefinition) -> list[tuple[str, str, str]]:
-        """Only where the definition names codecs; an argument that it leaves out may be anything."""
-        declared = {column.name: column.codec for column in table.columns if column.codec}
-        if not declared:
-            return []
-        rows = self._rows(
-            "SELECT name, compression_codec FROM system.columns "
+    def _found(self, database: str, name: str) -> FoundTable:
+        columns = self._rows(
+            "SELECT name, type, compression_codec FROM system.columns "
             "WHERE database = {database:String} AND table = {name:String}",
-            database=self.database,
-            name=table.name,
+            database=database,
+            name=name,
         )
-        found = {str(name): str(codec).removeprefix("CODEC(").removesuffix(")") for name, codec in rows}
-        return [
-            (f"CODEC of {name}", ", ".join(codec), found.get(name) or "(none)")
-            for name, codec in declared.items()
-            if not _is_codec(found.get(name, ""), codec)
-        ]
-
-    def _engine_differences(self, table: TableDefinition) -> list[tuple[str, str, str]]:
-        """What the engine must be for deliveries to be exact: kind, keys, deduplication window, a single topic."""
-        ((engine, sorting_key, partition_key),) = self._rows(
+        tables = self._rows(
             "SELECT engine_full, sorting_key, partition_key FROM system.tables "
             "WHERE database = {database:String} AND name = {name:String}",
-            database=self.database,
-            name=table.name,
+            database=database,
+            name=name,
         )
-        kind = engine.split(" ", 1)[0]
-        differences = []
-        if table.is_keyed:
-            if not _REPLACING_MERGE_TREE.match(engine):
-                differences.append(("ENGINE", "ReplacingMergeTree(_offset)", kind))
-        elif not _MERGE_TREE.match(kind.split("(")[0]):
-            differences.append(("ENGINE", "MergeTree", kind))
-        expected_key = ", ".join(_spelled(name) for name in order_by(table))
-        # ClickHouse shows a key of one column in parentheses if it was created so.
-        found_key = sorting_key.removeprefix("(").removesuffix(")")
-        if found_key != expected_key:
-            differences.append(("ORDER BY", expected_key, found_key or "(none)"))
-        expected_partitions = PARTITION_KEYS[table.clickhouse.partition_by]
-        if partition_key not in ({expected_partitions} if expected_partitions else _ATOMIC_PARTITION_KEYS):
-            differences.append(("PARTITION BY", expected_partitions or "(none)", partition_key or "(none)"))
-        found_ttl = _TTL.search(engine)
-        if (found_ttl[1] if found_ttl else "") != ttl(table):
-            differences.append(("TTL", ttl(table) or "(none)", found_ttl[1] if found_ttl else "(none)"))
-        replicated = "replicated" if engine.startswith("Replicated") else "non_replicated"
-        window = self._deduplication_window(engine, f"{replicated}_deduplication_window")
-        if not window and not engine.startswith("Shared"):
-            differences.append((f"{replicated}_deduplication_window", "10000", str(window)))
-        foreign = self._rows(f"SELECT _topic FROM {self.qualified(table)} LIMIT 1") if not differences else []
-        if foreign and foreign[0][0] != table.topic:
-            differences.append(("_topic of its rows", table.topic, str(foreign[0][0])))
-        return differences
+        engine, sorting_key, partition_key = tables[0] if tables else ("(there is no such table)", "", "")
+        return FoundTable(
+            columns={column: kind for column, kind, _ in columns},
+            codecs={column: codec[len("CODEC(") : -1] for column, _, codec in columns if codec},
+            engine=engine,
+            sorting_key=sorting_key,
+            partition_key=partition_key,
+        )
 
-    def _deduplication_window(self, engine: str, setting: str) -> int:
-        stated = re.search(rf"\b(?<!_){setting} = (\d+)", engine)
-        if stated:
-            return int(stated[1])
-        default = self._rows("SELECT value FROM system.merge_tree_settings WHERE name = {name:String}", name=setting)
+    def _default_window(self, found: FoundTable) -> int:
+        if found.window is not None or found.window_setting is None:
+            return 0
+        default = self._rows(
+            "SELECT value FROM system.merge_tree_settings WHERE name = {name:String}", name=found.window_setting
+        )
         return int(default[0][0]) if default else 0
 
     def columns(self, table: TableDefinition) -> dict[str, str]:
@@ -341,7 +320,21 @@ class ClickHouseSink:
         with self._errors_named("query"):
             return list(self._connected().query(sql, parameters=parameters).result_rows)
 
-    def _command(self, sql: str) -> None:
+    def is_distributed(self, table: TableDefinition) -> bool:
+        """True if the table's rows are elsewhere."""
+        return self._found(self.database, table.name).distributed is not None
+
+    def exists(self, name: str) -> bool:
+        """Whether the database has a table of that name."""
+        sql = "SELECT 1 FROM system.tables WHERE database = {database:String} AND name = {name:String}"
+        return bool(self._rows(sql, database=self.database, name=name))
+
+    def count(self, source: str) -> int:
+        """How many rows `FROM source` has."""
+        return int(self._rows(f"SELECT count() FROM {source}")[0][0])
+
+    def command(self, sql: str) -> None:
+        """A statement without an answer. Raises SinkError."""
         with self._errors_named("command"):
             self._connected().command(sql)
 
@@ -378,22 +371,3 @@ class ClickHouseSink:
         if code is None or code in _TRANSIENT_CODES or isinstance(error, OperationalError):
             return SinkUnavailableError(message, hint="it is tried again; see that ClickHouse is up and not overloaded")
         return SinkRejectedError(message, code=code, hint="an operator has to correct this in ClickHouse")
-
-
-def _spelled(name: str) -> str:
-    """An identifier as `system.tables.sorting_key` shows it."""
-    return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else quote(name)
-
-
-def _is_codec(found: str, declared: Sequence[str]) -> bool:
-    """`found` as `system.columns` shows it: every argument spelled out."""
-    parts = re.findall(r"\w+(?:\([^)]*\))?", found)
-    return len(parts) == len(declared) and all(
-        shown == wanted or ("(" not in wanted and shown.partition("(")[0] == wanted)
-        for shown, wanted in zip(parts, declared, strict=True)
-    )
-
-
-def _as_text(rows: list[tuple[str, str, str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return "\n".join(f"  {name:<{widths[0]}}  {expected:<{widths[1]}}  {found}" for name, expected, found in rows)

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from streams.cli.history import ask_history
 from streams.cli.output import table_console
 from streams.client.answer import Answer
 from streams.client.blocking import Client
@@ -54,6 +55,9 @@ def query(
     output_format: Annotated[OutputFormat, typer.Option("--format", "-f", help="Output.")] = OutputFormat.TABLE,
     deadline_ms: Annotated[int, typer.Option(help="Milliseconds, at most 120,000.")] = QUERY_DEADLINE_MS_DEFAULT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write rows to this file.")] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="Ask ClickHouse, which keeps what the store lets go.")
+    ] = False,
 ) -> None:
     """Ask a query over the query topic, for example "SELECT carrier, count(*) FROM flights GROUP BY ALL"."""
     if output_format is OutputFormat.ARROW and output is None and sys.stdout.isatty():
@@ -61,14 +65,17 @@ def query(
     if output is not None:
         _check_output(output)
     params = parse_params(param or [])
-    with Client.connect(load_settings()) as client:
-        answer = client.query(
-            sql,
-            params,
-            key=key,
-            deadline_ms=deadline_ms,
-            format="arrow" if output_format is OutputFormat.ARROW else "json",
-        )
+    if history:
+        answer = ask_history(sql, params, deadline_ms=deadline_ms, as_arrow=output_format is OutputFormat.ARROW)
+    else:
+        with Client.connect(load_settings()) as client:
+            answer = client.query(
+                sql,
+                params,
+                key=key,
+                deadline_ms=deadline_ms,
+                format="arrow" if output_format is OutputFormat.ARROW else "json",
+            )
     if output_format is OutputFormat.TABLE and output is None:
         table_console().print(rich_table(answer))
     else:

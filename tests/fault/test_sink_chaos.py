@@ -8,10 +8,16 @@ while owners end. A seed replays a run; PINTAIL_CHAOS_SEEDS=100 runs more of the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 import clickhouse_connect
 import pytest
@@ -21,11 +27,12 @@ from streams.adapters.clickhouse_sink import ClickHouseSink
 from streams.adapters.memory_intents import IntentLog
 from streams.positions import TopicPartition
 from streams.processes import delivery as delivery_module
-from streams.processes.delivery import Delivery, PartitionDelivery
+from streams.processes.delivery import Delivery, DeliveryState, PartitionDelivery
 from streams.processes.microbatches import FlushLimits
 from tests.clickhouse_proxy import ClickHouseProxy, Fault, FaultKind
 from tests.sink_log import MemoryDeadLetters, PartitionLog, append_table, submit_all
 from tests.store_samples import DECODER
+from tests.zombie_owner import IntentServer, SharedIntents, log_of
 
 SEEDS = range(int(os.environ.get("PINTAIL_CHAOS_SEEDS", "30")))
 RECORDS = 400
@@ -161,3 +168,72 @@ async def test_every_record_is_in_clickhouse_exactly_once(
         await chaos.close()
         admin.close()
         reader.close()
+
+
+def serve(server: Any) -> None:
+    """Until it is stopped, which it takes for the end of a process."""
+    with contextlib.suppress(SystemExit):
+        server.serve_forever()
+
+
+#: What becomes of the insert under which the process is stopped.
+UNDER_WAY = [None, Fault(FaultKind.SLOW, seconds=0.3), Fault(FaultKind.DROP_AFTER), Fault(FaultKind.DROP_BEFORE)]
+ZOMBIE_RECORDS = 600
+
+
+@pytest.mark.invariant(5, 7, place="rebalance")
+@pytest.mark.parametrize("seed", range(len(UNDER_WAY)))
+async def test_a_process_that_was_stopped_in_an_insert_changes_nothing_when_it_goes_on(
+    seed: int, proxy: ClickHouseProxy, clickhouse_url: str, unique_name: Callable[[str], str]
+) -> None:
+    """A zombie as they are: SIGSTOP, another owner takes over, SIGCONT while that one delivers."""
+    name = unique_name("zombie")
+    log, intents, random = log_of(name, seed, ZOMBIE_RECORDS), IntentLog(), Random(seed)
+    sink = ClickHouseSink(proxy.url)
+    await asyncio.to_thread(sink.ensure_tables, Catalog((append_table(name),)))
+    shared = SharedIntents(intents.join())
+    IntentServer.register("intents", callable=lambda: shared)
+    server = IntentServer(("127.0.0.1", 0), authkey=name.encode()).get_server()
+    threading.Thread(target=serve, args=(server,), daemon=True).start()
+    port = str(server.listener.address[1])  # type: ignore[attr-defined]
+    command = [sys.executable, "-m", "tests.zombie_owner", proxy.url, port, name, str(seed)]
+    command.append(str(ZOMBIE_RECORDS))
+    zombie = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE, text=True)
+    try:
+        stopped = threading.Event()
+
+        def stop() -> None:
+            zombie.send_signal(signal.SIGSTOP)
+            stopped.set()
+
+        stop_at = random.randint(2, 5)
+        proxy.inject(*[Fault(FaultKind.SLOW)] * (stop_at - 1), *[fault for fault in [UNDER_WAY[seed]] if fault])
+        proxy.call_at_insert(stop_at, stop)
+        assert await asyncio.to_thread(stopped.wait, DRAIN_SECONDS_MAX)
+        delivery = Delivery(
+            sink=sink,
+            intents=intents.join(),
+            decoder=DECODER,
+            dead_letters=MemoryDeadLetters(),
+            limits=FlushLimits(rows_max=50, bytes_max=1 << 20, age_seconds_max=0.02),
+        )
+        owner = delivery.open(log.topic_partition, append_table(name))
+        proxy.call_at_insert(len(proxy.inserts) + 3, lambda: zombie.send_signal(signal.SIGCONT))
+        async with asyncio.timeout(DRAIN_SECONDS_MAX):
+            await submit_all(owner, log, await owner.start(), random)
+            await owner.wait_until_delivered(log.next_offset)
+        said, _ = await asyncio.to_thread(zombie.communicate, timeout=DRAIN_SECONDS_MAX)
+        await owner.stop()
+        delivery.close()
+        await asyncio.to_thread(proxy.wait_idle)
+    finally:
+        zombie.kill()
+        zombie.wait()
+        sink.close()
+        server.stop_event.set()  # type: ignore[attr-defined]
+        server.listener.close()  # type: ignore[attr-defined]
+    assert json.loads(said) == DeliveryState.FENCED
+    reader = clickhouse_connect.get_client(dsn=clickhouse_url, autogenerate_session_id=False)
+    offsets = [row[0] for row in reader.query(f"SELECT _offset FROM {name} ORDER BY 1").result_rows]
+    reader.close()
+    assert offsets == log.deliverable

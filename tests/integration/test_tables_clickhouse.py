@@ -16,7 +16,7 @@ from hypothesis import given, settings
 
 from schemas.arrow_schema import rows_schema
 from schemas.catalog import load_catalog
-from schemas.clickhouse_ddl import create_table_sql, expected_columns, migration_sql
+from schemas.clickhouse_ddl import create_table_sql, create_table_statements, expected_columns, migration_sql
 from schemas.table import TableDefinition
 from streams.config import PACKAGED_TABLES
 from tests.unit.tables_helpers import table_definitions, table_of
@@ -183,6 +183,22 @@ def test_a_repeated_insert_under_one_token_is_stored_once(
         for _ in range(2):
             insert(client, table, things, [{"id": 1}], token="things:0:7")
         assert client.command(f"SELECT count() FROM {things}") == 1
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "CREATE TABLE things (id BIGINT PRIMARY KEY)",
+        "CREATE TABLE things (id BIGINT NOT NULL CODEC(Delta, ZSTD)) WITH (clickhouse_order_by='id', "
+        "clickhouse_partition_by='month', retention='1 day', clickhouse_retention='104 weeks')",
+    ],
+)
+def test_what_creates_tables_on_a_cluster_is_sql_to_clickhouse(client: Client, tmp_path: Path, definition: str) -> None:
+    table = table_of(tmp_path, definition, "ALTER TABLE things ADD COLUMN a INT CODEC(T64)")
+    for statement in create_table_statements(table, database="a b", cluster="it's"):
+        assert "CreateQuery a b" in client.command(f"EXPLAIN AST {statement}")
+    for statement in migration_sql(table, 2, database="a b", cluster="it's"):
+        assert "AlterQuery a b" in client.command(f"EXPLAIN AST {statement}")
 
 
 def test_rows_older_than_the_retention_go_and_a_far_future_one_stays(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 
 import pyarrow as pa
@@ -34,6 +36,7 @@ from streams.processes.microbatches import FlushLimits
 from streams.retry import Backoff
 from tests.sink_log import MemoryDeadLetters, PartitionLog, append_table, submit_all
 from tests.store_samples import DECODER
+from tests.virtual_time import VirtualTimeLoop
 
 TABLE = append_table("t")
 TP = TopicPartition(TABLE.topic, 0)
@@ -70,6 +73,26 @@ class MemorySink:
         if offsets not in self.tokens:
             self.tokens.append(offsets)
             self.offsets += rows.column("_offset").to_pylist()
+
+
+@dataclass
+class AwayUntil(MemorySink):
+    """A sink that is away for a time."""
+
+    back_at: float = 0.0
+    now: Callable[[], float] = time.monotonic
+    #: When inserts were tried in vain, and when not.
+    tried_at: list[float] = field(default_factory=list)
+    taken_at: list[float] = field(default_factory=list)
+
+    def insert(
+        self, table: TableDefinition, topic_partition: TopicPartition, offsets: OffsetRange, rows: pa.Table
+    ) -> None:
+        if self.now() < self.back_at:
+            self.tried_at.append(self.now())
+            raise SinkUnavailableError("away")
+        self.taken_at.append(self.now())
+        super().insert(table, topic_partition, offsets, rows)
 
 
 @dataclass
@@ -244,6 +267,34 @@ async def test_failures_back_off_visibly_and_the_same_range_is_tried_until_it_su
     assert healthy == (None, 0, 0.0, Circuit.CLOSED)
     assert setting.sink.offsets == setting.log.deliverable
     await owner.stop()
+
+
+def test_after_an_outage_of_hours_the_pauses_are_at_their_ceiling_and_everything_is_delivered_once() -> None:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(_an_outage_of_hours())
+
+
+async def _an_outage_of_hours() -> None:
+    log, hours = PartitionLog(TP), 2
+    log.fill(Random(5), 1000)
+    sink, loop = AwayUntil(), asyncio.get_running_loop()
+    sink.back_at = loop.time() + hours * 3600
+    sink.now = loop.time
+    sink.gate.set()
+    setting = Setting(log, sink, IntentLog())
+    owner = setting.assign()
+    await submit_all(owner, log, await owner.start(), Random(6))
+    await owner.wait_until_delivered(log.next_offset)
+    pauses = [later - earlier for earlier, later in pairwise(sink.tried_at)]
+    ceiling = delivery_module.BACKOFF_SECONDS_MAX
+    assert sink.taken_at[0] - sink.back_at < ceiling + 1, "it goes on within a pause"
+    assert max(pauses) < ceiling + 1
+    assert min(pauses[20:]) > ceiling / 2
+    assert len(set(pauses[20:])) > len(pauses) / 2, "workers that failed together do not try together"
+    assert sink.offsets == log.deliverable
+    assert owner.circuit is Circuit.CLOSED
+    await owner.stop()
+    setting.shared[0].close()
 
 
 @pytest.mark.invariant(5, place="rebalance")
