@@ -20,20 +20,20 @@ async def in_thread(action: Callable[..., Result], *arguments: Any) -> Result:
     """Runs a blocking call in a thread that does not outlive the `await`: cancelled, it first waits for the call."""
     context = copy_context()
     call = asyncio.get_running_loop().run_in_executor(None, partial(context.run, action, *arguments))
-    await _ended([call])
+    await ended([call])
     return call.result()
 
 
 async def all_ended(calls: Sequence[Coroutine[Any, Any, None]]) -> None:
     """Runs the calls side by side to their ends, also when cancelled; then raises the first failure, if any."""
     tasks = [asyncio.create_task(call) for call in calls]
-    await _ended(tasks)
+    await ended(tasks)
     for task in tasks:
         task.result()
 
 
-async def _ended(futures: Sequence[asyncio.Future[Any]]) -> None:
-    """Waits for all; a cancellation is held back until then."""
+async def ended(futures: Sequence[asyncio.Future[Any]]) -> None:
+    """Waits for all, whatever becomes of them; a cancellation is held back until then."""
     is_cancelled = False
     while pending := [future for future in futures if not future.done()]:
         try:

@@ -226,6 +226,9 @@ class HostedPartition:
         except PintailError as error:
             logger.warning("snapshot of partition %d not taken: %s", self.partition, error)
             telemetry.SNAPSHOT_FAILURES.labels(self.partition).inc()
+            if isinstance(error, StoreError) and self._ingestion is not None:
+                # After a CHECKPOINT that failed, as on a full disk, DuckDB refuses the file until it is opened anew.
+                self._ingestion.break_off(error)
         except Exception:  # the boundary of one partition: the next one's snapshot and the timer go on (invariant 10)
             logger.exception("snapshot of partition %d not taken", self.partition)
             telemetry.SNAPSHOT_FAILURES.labels(self.partition).inc()

@@ -5,8 +5,8 @@
                  newest of them is kept) and the ladder goes on; so it does where nothing was ever applied, because an
                  empty file would replay the log from its beginning, which may not be where the records began
     snapshot     newest version first; every block is checked against its name, the file against its checksum
-    clickhouse   the rows that the sink delivered (processes/rebuilding.py); only where the log has lost its beginning
-                 and the sink knows more
+    clickhouse   the rows that the sink delivered (processes/rebuilding.py) of records that the log has lost; only where
+                 it has lost its beginning and the sink knows more
     whole log    an empty store, which replays everything that the log still holds
 
 A good local file is used even if a snapshot is newer: replay from its offset is always right and needs no Redis. Where
@@ -204,7 +204,7 @@ class Recovery:
             store = await self._restore_instead(partition, restore, why="replaced")
             return _Found(store, rung, source.version, restore.bytes_loaded)
         if source.name == "clickhouse":
-            return await self._rebuilt_instead(partition, progress)
+            return await self._rebuilt_instead(partition, log, progress)
         await in_thread(put_aside_unlocked, path, "replaced")
         return await self._from_whole_log(partition, log, progress)
 
@@ -217,14 +217,14 @@ class Recovery:
         await in_thread(restored.replace, path)
         return await in_thread(self._store.open_partition, partition)
 
-    async def _rebuilt_instead(self, partition: int, progress: RecoveryProgress) -> _Found:
+    async def _rebuilt_instead(self, partition: int, log: LogWatermarks, progress: RecoveryProgress) -> _Found:
         if self._rebuilding is None:
             raise RecoveryRefusedError("this worker has no ClickHouse", hint="set PINTAIL_CLICKHOUSE, or order another")
         positions = await self._rebuilding.positions(partition, partial(self._patiently, partition))
         if not positions:
             raise RecoveryRefusedError("ClickHouse holds nothing of this partition", hint="order another")
         await in_thread(put_aside_unlocked, self._store.path_of(partition), "replaced")
-        return await self._rebuilt(partition, positions, progress)
+        return await self._rebuilt(partition, positions, log, progress)
 
     async def _from_local_file(self, partition: int, progress: RecoveryProgress) -> _Found | None:
         path = self._store.path_of(partition)
@@ -297,11 +297,19 @@ class Recovery:
         if not cut & positions.keys():
             logger.info("partition %d: ClickHouse knows no more than the log", partition)
             return None
-        return await self._rebuilt(partition, positions, progress)
+        return await self._rebuilt(partition, positions, log, progress)
 
-    async def _rebuilt(self, partition: int, positions: dict[str, int], progress: RecoveryProgress) -> _Found:
-        """A store filled from ClickHouse, or none at all."""
+    async def _rebuilt(
+        self, partition: int, positions: dict[str, int], log: LogWatermarks, progress: RecoveryProgress
+    ) -> _Found:
+        """A store filled from ClickHouse, or none at all. What the log still holds is left to replay: the sink may be
+        ahead of the store that was lost, and it passed over poison that only a store parks (invariant 6)."""
         assert self._rebuilding is not None
+        positions = positions | {
+            source.topic: marks.low
+            for source, marks in log.items()
+            if marks.low < positions.get(source.topic, 0) <= marks.high
+        }
         store = await in_thread(self._store.open_partition, partition)
         try:
             await self._rebuilding.fill(store, positions, progress, partial(self._patiently, partition))

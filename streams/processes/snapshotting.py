@@ -30,6 +30,7 @@ from streams.adapters.duckdb_file import BLOCK_BYTES, HEADERS_BYTES
 from streams.adapters.duckdb_store import PartitionStore
 from streams.adapters.snapshot_codec import BlockFingerprints, SnapshotCodec
 from streams.errors import SnapshotCorruptError, SnapshotError, SnapshotNotFoundError
+from streams.finishing import ended
 from streams.limits import MIB
 from streams.ports_snapshots import SnapshotRepository
 
@@ -246,9 +247,7 @@ class _Capture:
             self._stop.set()
             if self._call is not None:
                 self._call.cancel()
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # retrieved: whatever ended it no longer matters
+            await ended([work])
             raise
 
     def _capture(self, version: int, epoch: int, created_at_ms: int, hashed: bool) -> Manifest:

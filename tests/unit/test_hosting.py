@@ -311,6 +311,15 @@ async def test_a_snapshot_that_fails_costs_neither_the_next_partition_its_own_no
     assert telemetry.SNAPSHOT_FAILURES.labels(0)._value.get() == before + 1
 
 
+async def test_a_partition_whose_checkpoint_failed_is_opened_anew_because_duckdb_refuses_it_until_then(
+    worker: Worker,
+) -> None:
+    await worker.serve(0)
+    refused = worker.hosted().store
+    await worker.host.take_snapshots()
+    await until(lambda: 0 in worker.host.serving() and worker.hosted().store is not refused)
+
+
 @pytest.mark.invariant(1, 5, place="rebalance")
 @pytest.mark.invariant(1, 5, place="checkpoint")
 async def test_a_revoke_over_budget_rolls_back_the_transaction_in_flight(
