@@ -148,7 +148,8 @@ def blocks_of_a_retired_snapshot_are_removed_whoever_needs_them(patch: pytest.Mo
         members = repository._partitions[partition].members
         retired = frozenset[str]().union(*(members[version] for version in versions))
         removed = await retire(repository, partition, versions)
-        await repository.discard_blocks(partition, retired)
+        for name in retired:
+            repository._living(partition).pop(name, None)
         return removed
 
     patch.setattr(MemorySnapshotRepository, "retire", mutant)

@@ -261,7 +261,7 @@ class Snapshots:
         if name == "load_manifest":
             self._stores.will_restore(partition, redis.published[partition, arguments[0]])
         elif name == "discard_blocks":
-            redis.evicted |= arguments[0]
+            redis.evicted |= set(arguments[0])
         elif name == "claim_epoch":
             if result <= redis.claimed.get(partition, 0):
                 raise redis.loop.violation(5, f"epoch {result} of partition {partition} was claimed before")
