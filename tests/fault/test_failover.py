@@ -164,7 +164,7 @@ def test_when_a_worker_dies_the_other_answers_from_its_copies(system: System) ->
     assert rungs(system, "store-0") == {"warm"}
 
 
-@pytest.mark.invariant(1, 2, 6, 10, place="rebalance")
+@pytest.mark.invariant(1, 2, 6, place="rebalance")
 def test_a_worker_with_an_empty_disk_owns_nothing_until_its_copies_are_warm_and_nothing_was_lost(
     system: System, publisher: Publisher
 ) -> None:

@@ -72,6 +72,7 @@ def append_with_poison(system: System) -> None:
 
 @pytest.mark.invariant(2, 6, 7, 8, 10, place="rebalance")
 def test_partitions_are_co_located_and_move_with_their_state(system: System) -> None:
+    kept = system.stack.process("store-0").pid
     assert owned(system, "store-0") | owned(system, "store-1") == set(range(PARTITIONS))
     assert not owned(system, "store-0") & owned(system, "store-1")
 
@@ -119,3 +120,4 @@ def test_partitions_are_co_located_and_move_with_their_state(system: System) -> 
     for number in range(PARTITIONS):
         moved_along = found["audits", number]
         assert (moved_along["rows"], moved_along["rows_in_store"], moved_along["parked"]) == (3, 3, 3)
+    assert system.stack.process("store-0").pid == kept, "poison ended a worker"
