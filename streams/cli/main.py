@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from streams.cli import audit, config, dev, query, recover, snapshots, status, tables, worker
+from streams.cli import audit, config, dev, query, recover, shell, snapshots, status, tables, worker
 from streams.errors import PintailError
 
 app = typer.Typer(
