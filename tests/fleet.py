@@ -62,19 +62,19 @@ class Fleet:
     async def ask(self, sql: str, *, partition: int = 0, **fields: Any) -> Answer | ArrowAnswer | Refusal:
         """Asks the owner of `partition`."""
         request = {"id": "whole", "sql": sql, "reply_to": self.settings.reply_topic, "deadline_ms": 60_000, **fields}
-        return await self._reply(orjson.dumps(request), partition)
+        return await self.reply(orjson.dumps(request), partition)
 
     async def _ask(self, request: QueryRequest) -> ArrowAnswer:
         self.asked.append(request)
         assert request.partition is not None
         asked = request.model_copy(update={"reply_to": self.settings.part_topic})
-        reply = await self._reply(serialise_request(asked), request.partition)
+        reply = await self.reply(serialise_request(asked), request.partition)
         if isinstance(reply, Refusal):
             raise QueryRefusedError(reply.message, code=reply.code, hint=reply.hint, retriable=reply.retriable)
         assert isinstance(reply, ArrowAnswer)
         return reply
 
-    async def _reply(self, value: bytes, partition: int) -> Answer | ArrowAnswer | Refusal:
+    async def reply(self, value: bytes, partition: int) -> Answer | ArrowAnswer | Refusal:
         service = self.services[partition % len(self.services)]
         reply = await service.answer(IncomingRequest(value, None, (), partition, 0, int(time.time() * 1000)))
         assert isinstance(reply, Reply)

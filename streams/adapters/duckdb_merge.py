@@ -24,7 +24,7 @@ from streams.adapters.duckdb_guard import GuardedQuery
 from streams.adapters.duckdb_queries import AnswerBody, FetchLimits, Interruptible, columns_of
 from streams.adapters.duckdb_refusals import refusal_of
 from streams.adapters.duckdb_split import Part, Split, named_parameters, splits_of
-from streams.adapters.duckdb_store import view_sql
+from streams.adapters.duckdb_store import ledger_view_sql, view_sql
 from streams.errors import QueryRefusedError
 from streams.limits import MIB, QUERY_GATHERED_BYTES_MAX
 
@@ -69,6 +69,7 @@ class DuckDBMerger:
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
         for table in catalog.tables:
             self._instance.execute(view_sql("main", table, ()))
+        self._instance.execute(ledger_view_sql("main", ()))
         self._instance.execute("SET enable_external_access = false")
         self._instance.execute("SET lock_configuration = true")
         self._splits = lru_cache(_SPLITS_CACHED)(lambda sql: splits_of(sql, catalog))

@@ -17,14 +17,16 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from schemas.catalog import Catalog
 from schemas.duckdb_ddl import quote
 from schemas.table import METADATA_COLUMNS
+from streams.adapters.duckdb_dialect import LEDGER_VIEW
 from streams.adapters.duckdb_guard import parser
+from streams.adapters.duckdb_store import LEDGER_NUMBERS
 
 Node = dict[str, Any]
 
@@ -138,7 +140,7 @@ class _Scope:
             if each.get("function_name") == "unnest":
                 raise _WholeNeededError("unnest")
         tables = _one_partition(node["from_table"], catalog)
-        columns = frozenset(name.lower() for table in tables.values() for name in (*table, *METADATA_COLUMNS))
+        columns = frozenset(name.lower() for table in tables.values() for name in table)
         aliases = [item["alias"].lower() for item in node["select_list"] if item["alias"]]
         own = [alias for alias in aliases if alias.startswith(_OWN)]
         hidden = [
@@ -151,11 +153,25 @@ class _Scope:
         return cls(columns, next(iter(tables)) if len(tables) == 1 else None)
 
 
+class _Readable(NamedTuple):
+    """What a query may read from."""
+
+    name: str
+    columns: tuple[str, ...]
+
+
+def _readable(catalog: Catalog) -> dict[str, _Readable]:
+    """By its name in lower case: the tables, and the ledger."""
+    readable = [_Readable(table.name, (*table.column_names, *METADATA_COLUMNS)) for table in catalog.tables]
+    readable.append(_Readable(LEDGER_VIEW, ("partition", "topic", *LEDGER_NUMBERS)))
+    return {each.name.lower(): each for each in readable}
+
+
 def _one_partition(ref: Node, catalog: Catalog) -> dict[str, tuple[str, ...]]:
     """Name of each table of a FROM clause there -> its columns."""
-    known = {table.name.lower(): table.column_names for table in catalog.tables}
+    known = _readable(catalog)
     if ref["type"] == "BASE_TABLE" and ref["table_name"].lower() in known and not ref["column_name_alias"]:
-        return {(ref["alias"] or ref["table_name"]).lower(): tuple(known[ref["table_name"].lower()])}
+        return {(ref["alias"] or ref["table_name"]).lower(): known[ref["table_name"].lower()].columns}
     if ref["type"] != "JOIN":
         raise _WholeNeededError("rows that are not a table's")
     left, right = _one_partition(ref["left"], catalog), _one_partition(ref["right"], catalog)
@@ -368,15 +384,15 @@ def _first_rows(limit: Node) -> Node:
 
 
 def _tables(node: Node, catalog: Catalog, why: str) -> Split:
-    known = {table.name.lower(): table for table in catalog.tables}
+    known = _readable(catalog)
     read = [each for each in _nodes(node) if each.get("type") == "BASE_TABLE"]
     names = [each["table_name"].lower() for each in read if each["table_name"].lower() in known]
     mentioned = _mentioned(node, [each["alias"] or each["table_name"] for each in read])
-    filters = _filters(node, {name: (*table.column_names, *METADATA_COLUMNS) for name, table in known.items()})
+    filters = _filters(node, {name: table.columns for name, table in known.items()})
     parts = []
     for name in sorted(set(names)):
-        columns = [*known[name].column_names, *METADATA_COLUMNS]
-        wanted = [each for each in columns if mentioned is None or each.lower() in mentioned] or ["_partition"]
+        columns = known[name].columns
+        wanted = [each for each in columns if mentioned is None or each.lower() in mentioned] or columns[-1:]
         alias, where = filters.get(name, ("", [])) if names.count(name) == 1 else ("", [])
         part = _select(f"SELECT {', '.join(map(quote, wanted))} FROM {quote(name)}")
         if where:

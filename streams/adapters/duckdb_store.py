@@ -144,7 +144,7 @@ class DuckDBStore:
                 databases = [store.database for store in members]
                 statements += [view_sql(name, table, databases) for table in self._catalog.tables]
                 statements.append(_positions_view_sql(name, members))
-                statements.append(_ledger_view_sql(name, members))
+                statements.append(ledger_view_sql(name, members))
                 statements.append(_partitions_view_sql(name, members))
             _in_transaction(self._instance, statements)
             self._scopes, self._visible = frozenset(scopes), frozenset(stores)
@@ -349,7 +349,8 @@ def _positions_view_sql(scope: str, stores: list[PartitionStore]) -> str:
     return f"CREATE OR REPLACE VIEW memory.{quote(scope)}._positions AS {' UNION ALL '.join(selects)}"
 
 
-def _ledger_view_sql(scope: str, stores: list[PartitionStore]) -> str:
+def ledger_view_sql(scope: str, stores: Collection[PartitionStore]) -> str:
+    """A view of what has been applied, over these stores; without any it is empty."""
     selects = [
         f"SELECT {store.partition}::INTEGER AS partition, topic, {', '.join(LEDGER_NUMBERS)} "
         f"FROM {store.database}.pintail.ledger"

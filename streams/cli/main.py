@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (dev, worker, status, audit, query, tables, snapshots, recover, config):
+for module in (dev, worker, status, audit, query, shell, tables, snapshots, recover, config):
     module.register(app)
 
 

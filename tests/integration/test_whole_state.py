@@ -146,10 +146,27 @@ async def test_a_moving_partition_refuses_the_whole_and_may_be_asked_again(fleet
     assert answer.epoch["4"] == 2
 
 
-async def test_one_partition_may_be_asked_alone(fleet: Fleet) -> None:
-    answer = await fleet.ask("SELECT DISTINCT _partition FROM orders", partition=4, format="json")
+async def test_the_ledger_is_read_like_a_table(fleet: Fleet) -> None:
+    answer = await fleet.ask("SELECT topic, sum(rows), count(DISTINCT partition) FROM _ledger GROUP BY 1 ORDER BY 1")
     assert isinstance(answer, Answer)
-    assert len(answer.rows) == PARTITIONS - 1
+    assert answer.rows == [["orders", 75, PARTITIONS - 1], ["payments", 60, PARTITIONS - 1]]
+    joined = await fleet.ask("SELECT count(*) FROM _ledger a JOIN _ledger b ON a.topic = b.topic AND b.rows > 0")
+    assert isinstance(joined, Answer)
+    assert joined.rows == [[2 * (PARTITIONS - 1) ** 2]]
+
+
+async def test_one_partition_may_be_asked_alone(fleet: Fleet) -> None:
+    reply = await fleet.reply(
+        b'{"id":"1","sql":"SELECT count(*) FROM orders","reply_to":"replies","partition":4}', partition=4
+    )
+    assert isinstance(reply, Answer)
+    assert (reply.rows, list(reply.epoch), fleet.asked) == ([[ORDERS_TOTAL // PARTITIONS]], ["4"], [])
+    elsewhere = await fleet.reply(
+        b'{"id":"1","sql":"SELECT count(*) FROM orders","reply_to":"replies","partition":2}', partition=4
+    )
+    assert isinstance(elsewhere, Refusal)
+    assert (elsewhere.code, elsewhere.retriable) == (RefusalCode.WRONG_PARTITION, True)
+    assert "partition 2" in elsewhere.hint
 
 
 async def test_rows_that_are_too_many_to_gather_are_refused_with_the_reason(
