@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && { command -v $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help setup demo dev test check bench bench-ingest bench-recovery bench-sink fmt clean
+.PHONY: help setup demo dev test check bench bench-ingest bench-recovery bench-sink bench-query fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-recovery: $(READY) ## Measure how fast 1 GB of state comes back, and what 
 
 bench-sink: $(READY) ## Measure one sink worker: draining, freshness, CPU per row, parts in ClickHouse
 	$(RUN)/python -m loadtest.bench_sink $(ARGS)
+
+bench-query: $(READY) ## Time answers over the query topic, next to plain Faust's ask()
+	$(RUN)/python -m loadtest.bench_query $(ARGS)
 
 fmt: $(READY) ## Format everything and mend what can be mended
 	$(RUN)/ruff format .

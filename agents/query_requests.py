@@ -121,7 +121,7 @@ class RequestAnswers:
 
     def __init__(
         self,
-        answer: Callable[[IncomingRequest], Awaitable[Reply | DeadLetter]],
+        answer: Callable[[IncomingRequest], Awaitable[Reply | DeadLetter | None]],
         *,
         replies: Replies,
         dead_letters: DeadLetters,
@@ -160,14 +160,11 @@ class RequestAnswers:
                     what=f"parking the request at offset {request.offset} of {source}",
                     backoff=Backoff(ceiling_seconds=RETRY_SECONDS_MAX),
                 )
-            else:
-                await self._replies.send(
-                    outcome.topic,
-                    value=outcome.value,
-                    key=outcome.key,
-                    partition=outcome.partition,
-                    headers=outcome.headers,
-                )
+            elif outcome is not None:
+                for value, headers in outcome.records():
+                    await self._replies.send(
+                        outcome.topic, value=value, key=outcome.key, partition=outcome.partition, headers=headers
+                    )
         except Exception:  # the boundary of one request (invariant 10)
             logger.exception("the request at offset %d of %s has no reply", request.offset, source)
         # Also after an exception: reading it again after a crash would repeat that, and hold back the position.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import zlib
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -15,6 +16,7 @@ from agents.app import PintailApp, log_options, record_decoder
 from agents.assignor import Membership
 from agents.fetched_batches import ByteBudget
 from agents.log_consumer import LogConsumer
+from agents.log_tail import LogTail
 from agents.query_requests import RequestAnswers, RequestReading
 from schemas.catalog import load_catalog
 from streams.adapters.clickhouse_history import ClickHouseHistory
@@ -22,7 +24,7 @@ from streams.adapters.clickhouse_sink import ClickHouseSink
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_intents import GroupRecords
 from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
-from streams.adapters.kafka_topics import ensure_topics, topics_of
+from streams.adapters.kafka_topics import PART_PARTITIONS, ensure_topics, topics_of
 from streams.adapters.redis_snapshots import open_snapshot_repository
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.batches import RecordBatch
@@ -33,6 +35,7 @@ from streams.limits import STANDBY_BUFFER_BYTES_MAX
 from streams.positions import TopicPartition
 from streams.processes.answering import QueryService
 from streams.processes.drill import drill_newest
+from streams.processes.gathering import PartExchange
 from streams.processes.hosting import HostingParts, PartitionHost, PartitionState
 from streams.processes.local_copies import LocalCopies
 from streams.processes.rebuilding import Rebuilding
@@ -138,6 +141,13 @@ def store_app(settings: Settings) -> PintailApp:
         on_out_of_range=lambda topic_partition: requests.start(topic_partition),
         on_unreadable=lambda topic_partition, why: requests.read_again(topic_partition, why),
     )
+    part_replies = TopicPartition(settings.part_topic, zlib.crc32(settings.worker.encode()) % PART_PARTITIONS)
+    exchange = PartExchange(replies.send, settings, reply_partition=part_replies.partition)
+    parts_log = LogTail(
+        {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-parts"},
+        part_replies,
+        deliver=exchange.deliver,
+    )
     requests = RequestReading(request_log, app.log_reader.committed_record)
     standby_log = LogConsumer(
         {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-standbys"},
@@ -154,7 +164,7 @@ def store_app(settings: Settings) -> PintailApp:
     )
     standbys = Standbys(standby_parts, standby_log, on_all_warm=app.log_reader.join_again)
     owner = app.owner = StoreOwner(host, standbys, requests, settings.query_topic, membership)
-    queries = QueryService(store, catalog, host, settings)
+    queries = QueryService(store, catalog, host, settings, ask=exchange.ask)
     host.before_closing = queries.release
     answers = RequestAnswers(queries.answer, replies=replies, dead_letters=dead_letters)
 
@@ -173,7 +183,9 @@ def store_app(settings: Settings) -> PintailApp:
             logger.warning("starting without Redis: %s", error)
 
     async def start() -> None:
-        await asyncio.gather(dead_letters.start(), replies.start(), request_log.start(), standby_log.start())
+        await asyncio.gather(
+            dead_letters.start(), replies.start(), request_log.start(), parts_log.start(), standby_log.start()
+        )
 
     async def stop() -> None:
         """In the reverse of this order, each step also when one before it failed."""
@@ -185,6 +197,7 @@ def store_app(settings: Settings) -> PintailApp:
             steps.push_async_callback(replies.stop)
             steps.push_async_callback(dead_letters.stop)
             steps.push_async_callback(queries.close)
+            steps.push_async_callback(parts_log.stop)
             steps.push_async_callback(answers.drain)
             steps.push_async_callback(request_log.stop)
             steps.push_async_callback(host.leave)

@@ -43,8 +43,8 @@ class RefusalCode(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     NOT_SERVING = "not_serving"
     WRONG_PARTITION = "wrong_partition"
-    PARTIAL_STATE = "partial_state"
     OVERLOADED = "overloaded"
+    CANCELLED = "cancelled"
     BAD_REPLY_TO = "bad_reply_to"
     INTERNAL = "internal"
 
@@ -86,12 +86,23 @@ class QueryRequest(_Message):
     key: str | None = Field(
         default=None, description="Ask only the partition that owns this key (murmur2, as Kafka's default partitioner)"
     )
+    partition: int | None = Field(
+        default=None, ge=0, strict=True, description="Ask only this partition; without it and `key`, all are asked"
+    )
     deadline_ms: int | None = Field(
         default=None, strict=True, description="Budget in milliseconds, counted from the record's Kafka timestamp"
+    )
+    caller: str | None = Field(
+        default=None,
+        max_length=ID_CHARS_MAX,
+        description="Who asks: callers take turns; without it, the reply topic and its partition",
     )
     reply_to: str | None = Field(default=None, description="Reply topic; the record header reply_to is an alternative")
     reply_partition: int | None = Field(default=None, ge=0, strict=True, description="Partition of the reply topic")
     format: AnswerFormat = Field(default=AnswerFormat.JSON, description="Encoding of the answer")
+    chunked: bool = Field(
+        default=False, strict=True, description="A large answer may come in several records; Arrow then is in LZ4"
+    )
     at_least: dict[str, dict[_PartitionNumber, _Position]] = Field(
         default_factory=dict, description="topic -> partition -> offset of a record that the answer must reflect"
     )
@@ -155,6 +166,12 @@ class RequestEnvelope:
     #: Why the value is no JSON object; empty if it is one.
     fault: str = ""
 
+    @property
+    def cancels(self) -> str | None:
+        """The id of the request that this record ends, if that is what it is for."""
+        wanted = self.fields.get("cancel")
+        return wanted if isinstance(wanted, str) and "sql" not in self.fields else None
+
     def request(self) -> QueryRequest:
         """The validated request. Raises RequestError that names every fault."""
         if self.fault:
@@ -211,6 +228,13 @@ def serialise_request(request: QueryRequest) -> bytes:
     return orjson.dumps(request.model_dump(mode="json", exclude_defaults=True))
 
 
+def serialise_cancellation(request: QueryRequest) -> bytes:
+    """The value of a record that ends this request, for the partition that it was sent to."""
+    return orjson.dumps(
+        {"cancel": request.id, "reply_to": request.reply_to, "reply_partition": request.reply_partition}
+    )
+
+
 def serialise_answer(head: AnswerHead, rows_json: bytes) -> bytes:
     """The value of a JSON answer. `rows_json` is the array of rows, already encoded."""
     return orjson.dumps({**head.model_dump(mode="json"), "rows": orjson.Fragment(rows_json)})
@@ -221,11 +245,15 @@ def serialise_refusal(refusal: Refusal) -> bytes:
     return orjson.dumps(refusal.model_dump(mode="json", exclude_none=True) | {"id": refusal.id})
 
 
-def serialise_arrow_answer(head: AnswerHead, batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> bytes:
-    """The value of an Arrow answer: one IPC stream; the head is in the schema's metadata."""
+def serialise_arrow_answer(
+    head: AnswerHead, batches: Sequence[pa.RecordBatch], schema: pa.Schema, *, compressed: bool = False
+) -> bytes:
+    """The value of an Arrow answer: one IPC stream, its buffers in LZ4 if `compressed`; the head is in the schema's
+    metadata."""
     described = schema.with_metadata({ARROW_METADATA_KEY: orjson.dumps(head.model_dump(mode="json"))})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, described) as writer:
+    options = pa.ipc.IpcWriteOptions(compression="lz4" if compressed else None)
+    with pa.ipc.new_stream(sink, described, options=options) as writer:
         for batch in batches:
             writer.write_batch(batch.replace_schema_metadata(described.metadata))
     return bytes(sink.getvalue())

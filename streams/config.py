@@ -21,6 +21,7 @@ from streams.limits import (
     INGEST_BUFFER_BYTES_MAX,
     MIB,
     QUERY_ANSWER_BYTES_MAX,
+    QUERY_CHUNKED_BYTES_MAX,
     QUERY_ROWS_MAX,
     REFUSED_IN_A_ROW_MAX,
 )
@@ -110,6 +111,9 @@ class Settings(BaseSettings):
     query_rows_max: int = Field(default=QUERY_ROWS_MAX, ge=1, description="Rows of one answer")
     query_answer_bytes_max: int = Field(
         default=QUERY_ANSWER_BYTES_MAX, ge=1024, description="Bytes of one answer; keep it below max.message.bytes"
+    )
+    query_chunked_bytes_max: int = Field(
+        default=QUERY_CHUNKED_BYTES_MAX, ge=1, description="Bytes of one answer that may come in several records"
     )
     query_concurrency_max: int = Field(default=4, ge=1, description="Queries that one worker runs at once")
 
@@ -239,6 +243,11 @@ class Settings(BaseSettings):
     def reply_topic(self) -> str:
         """Where the client has its replies sent."""
         return f"{self.application}.replies"
+
+    @property
+    def part_topic(self) -> str:
+        """Where store workers have the parts of an answer sent that they put together."""
+        return f"{self.query_topic}.parts"
 
     @property
     def store_group(self) -> str:

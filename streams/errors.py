@@ -34,6 +34,7 @@
     +- GroupSilentError            the consumer group gives no sign of life; the worker ends, to be started again
     +- LocalStackError             a server of `pintail dev` did not start, or another run holds its folder
     +- QueryRefusedError           a query got a refusal; carries the refusal's code
+    +- PublishingError             a record that a client wrote was not acknowledged
     +- RequestTimeoutError         no reply before the deadline
 
 Each error says what happened in its message and what to do about it in `hint`.
@@ -207,10 +208,20 @@ class LocalStackError(PintailError):
 class QueryRefusedError(PintailError):
     """A query got a refusal. `code` is one of schemas.messages.RefusalCode; `retriable` follows the refusal."""
 
-    def __init__(self, message: str, *, code: str, hint: str = "", retriable: bool = False) -> None:
+    def __init__(
+        self, message: str, *, code: str, hint: str = "", retriable: bool = False, retry_after_ms: int | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.code = code
         self.retriable = retriable  # type: ignore[misc]  # a refusal decides per case
+        #: Asking again earlier is of no use; None if nothing is known.
+        self.retry_after_ms = retry_after_ms
+
+
+class PublishingError(PintailError):
+    """A record that a client wrote was not acknowledged; it may be in the log all the same."""
+
+    retriable = True
 
 
 class RequestTimeoutError(PintailError):

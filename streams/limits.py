@@ -41,6 +41,12 @@ STANDBY_BUFFER_BYTES_MAX = 64 * MIB
 QUERY_SQL_CHARS_MAX = 20_000
 QUERY_ROWS_MAX = 10_000
 QUERY_ANSWER_BYTES_MAX = 900 * KIB
+#: What an answer that may come in several records has at most, and each of these records.
+QUERY_CHUNKED_BYTES_MAX = 64 * MIB
+QUERY_CHUNK_BYTES_MAX = 900 * KIB
+#: Bytes of Arrow, before compression, of what one partition contributes to an answer, and of all contributions.
+QUERY_PART_BYTES_MAX = 16 * MIB
+QUERY_GATHERED_BYTES_MAX = 64 * MIB
 QUERY_DEADLINE_MS_DEFAULT = 5_000
 QUERY_DEADLINE_MS_MAX = 120_000
 #: Requests that one worker holds (waiting, queued, running); the next one is refused as overloaded.
@@ -64,5 +70,7 @@ assert TRANSACTION_BYTES_MAX <= INGEST_BUFFER_BYTES_MAX
 assert RECORD_BYTES_MAX <= DEAD_LETTER_BYTES_MAX
 assert DEAD_LETTER_TRUNCATED_BYTES < DEAD_LETTER_BYTES_MAX
 assert QUERY_ANSWER_BYTES_MAX < MIB  # Kafka's default message.max.bytes, with room for headers
+assert QUERY_ANSWER_BYTES_MAX <= QUERY_PART_BYTES_MAX <= QUERY_GATHERED_BYTES_MAX
+assert QUERY_CHUNK_BYTES_MAX < MIB
 assert REFUSAL_QUOTE_CHARS_MAX < REFUSAL_TEXT_CHARS_MAX
 assert QUERY_DEADLINE_MS_DEFAULT <= QUERY_DEADLINE_MS_MAX

@@ -217,6 +217,132 @@ SELECT hex(carrier) FROM flights
 SELECT list_string_agg(stops) FROM flights
 SELECT reservoir_quantile(id, 0.5, 1000000000) FROM flights
 SELECT equi_width_bins(0, 1000000000, 1000000000, false)
+SELECT * FROM read_csv(['/etc/passwd', '/etc/group'])
+SELECT * FROM read_text(getvariable('x'))
+SELECT * FROM flights WHERE EXISTS (SELECT 1 FROM read_text('/etc/passwd'))
+SELECT * FROM flights ORDER BY (SELECT size FROM read_text('/etc/hostname'))
+SELECT * FROM flights LIMIT (SELECT size FROM read_text('/etc/hostname'))
+SELECT * FROM flights LIMIT 1 OFFSET (SELECT size FROM read_blob('0.duckdb'))
+SELECT count(*) FILTER (WHERE id IN (SELECT size FROM read_text('/etc/hostname'))) FROM flights
+SELECT carrier FROM flights GROUP BY carrier HAVING count(*) > (SELECT count(*) FROM duckdb_settings())
+SELECT sum(id) OVER (PARTITION BY (SELECT size FROM read_text('/etc/hostname'))) FROM flights
+SELECT CASE WHEN id = 1 THEN (SELECT content FROM read_text('/etc/hostname')) END FROM flights
+SELECT [(SELECT content FROM read_text('/etc/hostname'))]
+SELECT {'a': (SELECT content FROM read_text('/etc/hostname'))}
+SELECT * FROM (VALUES ((SELECT content FROM read_text('/etc/hostname')))) v
+SELECT * FROM flights JOIN read_text('/etc/hostname') r ON r.size = id
+SELECT * FROM flights NATURAL JOIN duckdb_tables()
+SELECT * FROM flights ASOF JOIN duckdb_tables() t ON id >= t.table_oid
+SELECT * FROM flights POSITIONAL JOIN read_text('/etc/hostname')
+SELECT * FROM flights SEMI JOIN read_text('/etc/hostname') r ON r.size = id
+SELECT id FROM flights EXCEPT SELECT size FROM read_text('/etc/hostname')
+SELECT id FROM flights INTERSECT SELECT table_oid FROM duckdb_tables()
+FROM read_text('/etc/hostname')
+FROM 'secrets.parquet' SELECT *
+FROM "s3://bucket/secrets.parquet"
+FROM "https://example.com/x.csv" SELECT count(*)
+SELECT * FROM 'x.json'
+SELECT * FROM '0.duckdb'
+SELECT * FROM "../0.duckdb"
+SELECT * FROM parquet_scan('x.parquet')
+SELECT * FROM parquet_schema('x.parquet')
+SELECT * FROM parquet_file_metadata('x.parquet')
+SELECT * FROM read_json_auto('x.json')
+SELECT * FROM read_json_objects('x.json')
+SELECT * FROM read_duckdb('0.duckdb')
+SELECT * FROM duckdb_columns()
+SELECT * FROM duckdb_constraints()
+SELECT * FROM duckdb_extensions()
+SELECT * FROM duckdb_keywords()
+SELECT * FROM duckdb_logs()
+SELECT * FROM duckdb_memory()
+SELECT * FROM duckdb_optimizers()
+SELECT * FROM duckdb_prepared_statements()
+SELECT * FROM duckdb_schemas()
+SELECT * FROM duckdb_secret_types()
+SELECT * FROM duckdb_sequences()
+SELECT * FROM duckdb_temporary_files()
+SELECT * FROM duckdb_types()
+SELECT * FROM duckdb_variables()
+SELECT * FROM duckdb_views()
+SELECT * FROM pragma_storage_info('flights')
+SELECT * FROM pragma_metadata_info('partition_0')
+SELECT * FROM pragma_database_size()
+SELECT * FROM pragma_show('flights')
+SELECT * FROM pragma_user_agent()
+SELECT * FROM which_secret('x', 's3')
+SELECT * FROM unnest(current_schemas(true))
+SELECT * FROM information_schema.columns
+SELECT * FROM information_schema.schemata
+SELECT * FROM pg_catalog.pg_namespace
+SELECT * FROM sqlite_schema
+SELECT * FROM system.information_schema.tables
+SELECT * FROM partition_1.main.airlines
+SELECT * FROM "partition_0"."pintail"."meta"
+SELECT * FROM p3.airlines
+SELECT * FROM memory.p1._positions
+SELECT * FROM _partitions
+SELECT * FROM "all_partitions"."_partitions"
+SELECT * FROM pintail_parts
+SELECT flights.main.id FROM flights, pintail.flights
+SELECT current_schemas(true)
+SELECT has_table_privilege('flights', 'select')
+SELECT obj_description(1, 'pg_class')
+SELECT pg_get_constraintdef(1)
+SELECT get_block_size('partition_0')
+SELECT current_connection_id()
+SELECT current_transaction_id()
+SELECT parse_duckdb_log_message('x', 'y')
+SELECT add_parquet_key('k', 'v')
+SELECT read_text('/etc/passwd')
+SELECT session_user
+SELECT user
+SELECT current_role
+SELECT current_catalog
+SELECT list_transform(stops, lambda s: (SELECT content FROM read_text(s))) FROM flights
+SELECT array_filter(stops, s -> s = 'JFK') FROM flights
+SELECT list_apply([1], lambda x: x)
+SELECT reduce([1, 2], lambda a, b: a + b)
+SELECT random()
+SELECT uuid()
+SELECT gen_random_uuid()
+SELECT setseed(1) FROM flights
+SELECT * FROM flights ORDER BY random()
+WITH a AS MATERIALIZED (SELECT * FROM read_text('/etc/hostname')) SELECT * FROM a
+WITH a AS (COPY flights TO 'x.csv') SELECT * FROM a
+WITH a AS (MERGE INTO flights USING airlines ON true WHEN MATCHED THEN DELETE RETURNING *) SELECT * FROM a
+SELECT * FROM (INSERT INTO flights (id) VALUES (1) RETURNING *)
+SELECT 1 /* harmless */ ; /* not */ DELETE FROM flights
+SELECT 1; ; SELECT 2
+SELECT * INTO x FROM flights
+SELECT 1::"x.y.z"
+SELECT NULL::UNION(a INTEGER, b VARCHAR)
+SELECT NULL::MAP(VARCHAR, INTEGER[100000])
+SELECT try_cast('1' AS BIT)
+SELECT bit_count('1'::BIT)
+SELECT sum(id) OVER w FROM flights WINDOW w AS (ORDER BY (SELECT size FROM read_text('/etc/hostname')))
+SELECT ntile(1000000000) OVER () FROM read_text('/etc/hostname')
+CREATE SECRET s (TYPE s3)
+CREATE SCHEMA x
+CREATE SEQUENCE s
+CREATE FUNCTION f(x) AS x
+CREATE TYPE t AS ENUM ('a')
+CREATE INDEX i ON flights (id)
+DROP TABLE partition_0.main.flights
+DROP SCHEMA all_partitions CASCADE
+ALTER DATABASE memory RENAME TO x
+ATTACH ':memory:' AS x
+ATTACH OR REPLACE 'x.duckdb' AS memory
+UPDATE EXTENSIONS
+SET enable_external_access = true
+SET SESSION threads = 1
+SET GLOBAL TimeZone = 'Europe/Berlin'
+PRAGMA memory_limit = '1TB'
+CALL enable_logging()
+CALL force_checkpoint('partition_0')
+COPY flights FROM '/tmp/x.csv'
+COPY DATABASE partition_0 TO memory
+REFRESH MATERIALIZED VIEW x
 """.strip().splitlines()
 
 #: Small texts that build huge values, trees or plans.

@@ -9,12 +9,21 @@ from typing import Any
 import orjson
 
 from schemas.catalog import Catalog
+from schemas.messages import ArrowAnswer, QueryRequest, RefusalCode
 from schemas.table import ArrayType, Column, ScalarKind, ScalarType, StructField, StructType, TableDefinition
 from streams.adapters.duckdb_decoder import DuckDBDecoder
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.batches import RecordBatch
+from streams.errors import QueryRefusedError
 
 PARTITIONS = 4
+
+
+async def asks_nobody(request: QueryRequest) -> ArrowAnswer:
+    """`QueryService`'s `ask` of a worker without others."""
+    raise QueryRefusedError(
+        f"nobody serves partition {request.partition}", code=RefusalCode.NOT_SERVING, retriable=True
+    )
 
 
 def scalar(kind: ScalarKind) -> ScalarType:

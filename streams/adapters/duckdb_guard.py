@@ -47,7 +47,7 @@ class QueryGuard:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        _parser()
+        parser()
         self._inspected = lru_cache(_GUARDED_QUERIES_CACHED)(self._inspect)
 
     def check(self, sql: str, params: list[JsonValue] | dict[str, JsonValue]) -> GuardedQuery:
@@ -77,7 +77,7 @@ class QueryGuard:
         )
 
     def _parse(self, sql: str) -> Node:
-        with _parser().cursor() as cursor:
+        with parser().cursor() as cursor:
             row = cursor.execute(
                 "SELECT json_serialize_sql(?::VARCHAR, skip_null := true, skip_empty := true, skip_default := true)",
                 [sql],
@@ -97,7 +97,7 @@ class QueryGuard:
 
 
 @cache
-def _parser() -> duckdb.DuckDBPyConnection:
+def parser() -> duckdb.DuckDBPyConnection:
     """An empty instance that only parses. Its first call takes 0.4 s, for loading the JSON functions."""
     parser = duckdb.connect(":memory:", config={"threads": 1})
     parser.execute("SET enable_external_access = false")

@@ -9,10 +9,11 @@ blocks and belongs in a thread, `interrupt` may come from any thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import duckdb
 import pyarrow as pa
@@ -27,6 +28,7 @@ from schemas.messages import (
     serialise_answer,
     serialise_arrow_answer,
 )
+from streams.adapters.duckdb_dialect import LEDGER_VIEW
 from streams.adapters.duckdb_guard import GuardedQuery, QueryGuard
 from streams.adapters.duckdb_refusals import refusal_of, too_many_bytes, too_many_rows
 from streams.adapters.duckdb_values import row_encoder
@@ -34,6 +36,24 @@ from streams.errors import QueryRefusedError, StoreError
 
 #: Rows fetched at a time; one DuckDB vector, so that a chunk over the byte limit stays small.
 _CHUNK_ROWS = 2_048
+
+_BEGIN = "BEGIN TRANSACTION READ ONLY;"
+#: Of one partition, whose ledger is short: reading it costs half of adding it up.
+_ONE_BEGINS = f"{_BEGIN} SELECT partition, topic, next_offset FROM {LEDGER_VIEW}"
+_ALL_BEGIN = (
+    f"{_BEGIN} SELECT partition, topic, next_offset FROM _positions"
+    " UNION ALL SELECT partition, NULL, NULL FROM _partitions"
+)
+
+_ERRORS_THROUGH_ARROW: dict[str, type[duckdb.Error]] = {
+    "INTERRUPT": duckdb.InterruptException,
+    "Out of Memory": duckdb.OutOfMemoryException,
+    "Conversion": duckdb.ConversionException,
+    "Out of Range": duckdb.OutOfRangeException,
+    "Invalid Input": duckdb.InvalidInputException,
+}
+
+ArrowRows = tuple[pa.Schema, Sequence[pa.RecordBatch]]
 
 
 class QueryCursors(Protocol):
@@ -47,21 +67,55 @@ class QueryCursors(Protocol):
 
 @dataclass(frozen=True)
 class AnswerBody:
-    """What the store contributes to an answer: exactly one of `rows_json` and `arrow`."""
+    """An answer without what the worker adds: exactly one of `rows_json` and `arrow`."""
 
     columns: list[AnswerColumn]
     #: topic -> partition -> next_offset, of the tables that the query read.
     offsets: dict[str, dict[str, int]]
     executed_ms: float
     rows_json: bytes = b""
-    arrow: tuple[pa.Schema, Sequence[pa.RecordBatch]] | None = None
+    arrow: ArrowRows | None = None
 
-    def serialise(self, head: AnswerHead) -> bytes:
-        """The value of the reply."""
+    def serialise(self, head: AnswerHead, *, compressed: bool = False) -> bytes:
+        """The value of the reply; `compressed` with LZ4, if it is in Arrow."""
         if self.arrow is None:
             return serialise_answer(head, self.rows_json)
         schema, batches = self.arrow
-        return serialise_arrow_answer(head, batches, schema)
+        return serialise_arrow_answer(head, batches, schema, compressed=compressed)
+
+
+class Interruptible:
+    """Work of one cursor, on a thread; `interrupt` may come from any thread."""
+
+    def __init__(self, scope: frozenset[int]) -> None:
+        #: The partitions whose files it reads.
+        self.scope = scope
+        self.interrupted = False
+        self._lock = Lock()
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+
+    def interrupt(self) -> None:
+        """Ends the work soon. May be called again: an interrupt between two statements has no effect on the next."""
+        with self._lock:
+            self.interrupted = True
+            if self._cursor is not None:
+                self._cursor.interrupt()
+
+    def run(self) -> AnswerBody:
+        """Raises QueryRefusedError."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _using(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """Closes the cursor in the end, and with it its transaction."""
+        with self._lock:
+            self._cursor = cursor
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._cursor = None
+                cursor.close()
 
 
 class DuckDBQueries:
@@ -72,83 +126,102 @@ class DuckDBQueries:
         self._catalog = catalog
         self._guard = QueryGuard(catalog)
 
+    def check(self, request: QueryRequest) -> GuardedQuery:
+        """Raises QueryRefusedError for what may not run."""
+        return self._guard.check(request.sql, request.params)
+
     def prepare(
-        self, request: QueryRequest, *, partition: int | None, scope: frozenset[int], rows_max: int, bytes_max: int
+        self, request: QueryRequest, *, partition: int | None, scope: frozenset[int], limits: FetchLimits
     ) -> RunningQuery:
-        """Cheap: the work starts with `run`. `scope` names the partitions whose positions the answer states."""
+        """Cheap: the work starts with `run`. `scope` names the partitions that it reads: `partition`, or all that are
+        SERVING here."""
         return RunningQuery(
-            store=self._store,
-            catalog=self._catalog,
-            guard=self._guard,
-            request=request,
+            self._store,
+            self._catalog,
+            self._guard,
+            request,
             partition=partition,
             scope=scope,
-            rows_max=rows_max,
-            bytes_max=bytes_max,
+            limits=limits,
         )
 
 
-@dataclass
-class RunningQuery:
+class RunningQuery(Interruptible):
     """One execution."""
 
-    store: QueryCursors
-    catalog: Catalog
-    guard: QueryGuard
-    request: QueryRequest
-    partition: int | None
-    scope: frozenset[int]
-    rows_max: int
-    bytes_max: int
-
-    def __post_init__(self) -> None:
-        self._lock = Lock()
-        self._cursor: duckdb.DuckDBPyConnection | None = None
-        self._interrupted = False
-
-    def interrupt(self) -> None:
-        """Ends the query soon. May be called again: an interrupt between two statements has no effect on the next."""
-        with self._lock:
-            self._interrupted = True
-            if self._cursor is not None:
-                self._cursor.interrupt()
+    def __init__(
+        self,
+        store: QueryCursors,
+        catalog: Catalog,
+        guard: QueryGuard,
+        request: QueryRequest,
+        *,
+        partition: int | None,
+        scope: frozenset[int],
+        limits: FetchLimits,
+    ) -> None:
+        super().__init__(scope)
+        self._store = store
+        self._catalog = catalog
+        self._guard = guard
+        self._request = request
+        self._partition = partition
+        self._limits = limits
 
     def run(self) -> AnswerBody:
         """Raises QueryRefusedError for everything that can be wrong with a query."""
         started = time.perf_counter()
-        query = self.guard.check(self.request.sql, self.request.params)
+        request = self._request
+        query = self._guard.check(request.sql, request.params)
         cursor = self._open_cursor()
-        try:
-            cursor.execute("BEGIN TRANSACTION READ ONLY")
-            cursor.execute(self.request.sql, self.request.params or None)
-            columns = [AnswerColumn(name=name, type=str(kind)) for name, kind, *_ in cursor.description]
-            if self.request.format is AnswerFormat.ARROW:
-                rows_json, arrow = b"", self._fetch_arrow(cursor)
-            else:
-                rows_json, arrow = self._fetch_json(cursor), None
-            offsets = self._offsets(cursor, query)
-        except duckdb.Error as error:
-            raise refusal_of(error, query, interrupted=self._interrupted) from error
-        finally:
-            with self._lock:
-                self._cursor = None
-                cursor.close()  # ends the transaction
+        with self._using(cursor):
+            try:
+                offsets = self._begin(cursor, query)
+                cursor.execute(request.sql, request.params or None)
+                columns = columns_of(cursor)
+                rows_json, arrow = self._limits.fetch(cursor, request.format)
+            except duckdb.Error as error:
+                raise refusal_of(error, query, interrupted=self.interrupted) from error
         executed_ms = (time.perf_counter() - started) * 1000
         return AnswerBody(columns, offsets, executed_ms, rows_json, arrow)
 
     def _open_cursor(self) -> duckdb.DuckDBPyConnection:
         try:
-            cursor = self.store.query_cursor(self.partition)
+            return self._store.query_cursor(self._partition)
         except (StoreError, duckdb.Error) as error:
-            raise QueryRefusedError(
-                f"the store has no queryable state: {error}",
-                code=RefusalCode.NOT_SERVING,
-                hint="ask again: the partition is on its way to SERVING",
-                retriable=True,
-            ) from error
-        with self._lock:
-            self._cursor = cursor
-        return cursor
+            raise _no_state(f"the store has no queryable state: {error}") from error
+
+    def _begin(self, cursor: duckdb.DuckDBPyConnection, query: GuardedQuery) -> dict[str, dict[str, int]]:
+        """Begins the transaction and reads in it what the answer reflects: 0 where the store has not consumed anything
+        of a topic yet. In one call, since each costs as much as a lookup.
+
+        A partition that came or went a moment ago must be counted neither twice nor not at all: refuses if what is
+        visible is not the scope."""
+        read = _ONE_BEGINS if self._partition is not None else _ALL_BEGIN
+        positions: list[tuple[int, str | None, int]] = cursor.execute(read).fetchall()
+        if self._partition is None and {partition for partition, topic, _ in positions if topic is None} != self.scope:
+            raise _no_state("the partitions of this worker are changing")
+        topics = [self._catalog.by_name(table).topic for table in query.tables]
+        offsets = {topic: dict.fromkeys(map(str, sorted(self.scope)), 0) for topic in topics}
+        for partition, topic, next_offset in positions:
+            if topic in offsets:
+                newest = offsets[topic]
+                newest[str(partition)] = max(newest[str(partition)], next_offset)
+        return offsets
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """What of a result is fetched at most."""
+
+    rows_max: int
+    bytes_max: int
+
+    def fetch(self, cursor: duckdb.DuckDBPyConnection, answer_format: AnswerFormat) -> tuple[bytes, ArrowRows | None]:
+        """The rows of the cursor's statement, in JSON or in Arrow. Raises QueryRefusedError beyond a limit."""
+        if answer_format is AnswerFormat.ARROW:
+            return b"", self._fetch_arrow(cursor)
+        return self._fetch_json(cursor), None
 
     def _fetch_json(self, cursor: duckdb.DuckDBPyConnection) -> bytes:
         encode = row_encoder([kind for _, kind, *_ in cursor.description])
@@ -164,11 +237,11 @@ class RunningQuery:
                 raise too_many_bytes(self.bytes_max)
         return b"[" + b",".join(chunks) + b"]"
 
-    def _fetch_arrow(self, cursor: duckdb.DuckDBPyConnection) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    def _fetch_arrow(self, cursor: duckdb.DuckDBPyConnection) -> ArrowRows:
         reader = cursor.to_arrow_reader(_CHUNK_ROWS)
         batches: list[pa.RecordBatch] = []
         rows_count = bytes_count = 0
-        for batch in reader:
+        for batch in _batches(reader):
             rows_count += batch.num_rows
             bytes_count += batch.nbytes
             if rows_count > self.rows_max:
@@ -178,16 +251,22 @@ class RunningQuery:
             batches.append(batch)
         return reader.schema, batches
 
-    def _offsets(self, cursor: duckdb.DuckDBPyConnection, query: GuardedQuery) -> dict[str, dict[str, int]]:
-        """0 where the store has not consumed anything of the topic yet."""
-        topics = [self.catalog.by_name(table).topic for table in query.tables]
-        offsets = {topic: dict.fromkeys(map(str, sorted(self.scope)), 0) for topic in topics}
-        if not topics:
-            return offsets
-        positions: list[tuple[int, str, Any]] = cursor.execute(
-            "SELECT partition, topic, next_offset FROM _positions"
-        ).fetchall()
-        for partition, topic, next_offset in positions:
-            if topic in offsets and partition in self.scope:
-                offsets[topic][str(partition)] = next_offset
-        return offsets
+
+def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """Raises DuckDB's errors as DuckDB's: through Arrow they come as an OSError that begins with their kind."""
+    try:
+        yield from reader
+    except OSError as error:
+        kind = _ERRORS_THROUGH_ARROW.get(str(error).partition(" Error:")[0], duckdb.Error)
+        raise kind(str(error)) from error
+
+
+def columns_of(cursor: duckdb.DuckDBPyConnection) -> list[AnswerColumn]:
+    """Of the statement that the cursor executed last."""
+    return [AnswerColumn(name=name, type=str(kind)) for name, kind, *_ in cursor.description]
+
+
+def _no_state(message: str) -> QueryRefusedError:
+    return QueryRefusedError(
+        message, code=RefusalCode.NOT_SERVING, hint="ask again: the partition is on its way to SERVING", retriable=True
+    )

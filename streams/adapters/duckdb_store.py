@@ -142,9 +142,11 @@ class DuckDBStore:
             statements = [f"DROP SCHEMA memory.{quote(name)} CASCADE" for name in self._scopes - scopes.keys()]
             for name, members in scopes.items():
                 statements.append(f"CREATE SCHEMA IF NOT EXISTS memory.{quote(name)}")
-                statements += [_view_sql(name, table, members) for table in self._catalog.tables]
+                databases = [store.database for store in members]
+                statements += [view_sql(name, table, databases) for table in self._catalog.tables]
                 statements.append(_positions_view_sql(name, members))
-                statements.append(_ledger_view_sql(name, members))
+                statements.append(ledger_view_sql(name, members))
+                statements.append(_partitions_view_sql(name, members))
             _in_transaction(self._instance, statements)
             self._scopes, self._visible = frozenset(scopes), frozenset(stores)
 
@@ -315,10 +317,12 @@ def _unsound_blocks(path: Path) -> frozenset[int]:
         os.close(fd)
 
 
-def _view_sql(scope: str, table: TableDefinition, stores: list[PartitionStore]) -> str:
+def view_sql(scope: str, table: TableDefinition, databases: Collection[str]) -> str:
+    """A view of the table over its rows in these databases; without any it is empty, and has its columns all the
+    same."""
     types = {column.name: duckdb_type(column.type) for column in table.columns} | _METADATA_TYPES
     columns = ", ".join(map(quote, types))
-    selects = [f"SELECT {columns} FROM {store.database}.main.{quote(table.name)}" for store in stores]
+    selects = [f"SELECT {columns} FROM {database}.main.{quote(table.name)}" for database in databases]
     if not selects:
         nothing = ", ".join(f"NULL::{kind} AS {quote(name)}" for name, kind in types.items())
         selects = [f"SELECT {nothing} WHERE false"]
@@ -334,7 +338,8 @@ def _positions_view_sql(scope: str, stores: list[PartitionStore]) -> str:
     return f"CREATE OR REPLACE VIEW memory.{quote(scope)}._positions AS {' UNION ALL '.join(selects)}"
 
 
-def _ledger_view_sql(scope: str, stores: list[PartitionStore]) -> str:
+def ledger_view_sql(scope: str, stores: Collection[PartitionStore]) -> str:
+    """A view of what has been applied, over these stores; without any it is empty."""
     selects = [
         f"SELECT {store.partition}::INTEGER AS partition, topic, {', '.join(LEDGER_NUMBERS)} "
         f"FROM {store.database}.pintail.ledger"
@@ -344,6 +349,14 @@ def _ledger_view_sql(scope: str, stores: list[PartitionStore]) -> str:
     nothing = ", ".join(f"NULL::{kind} AS {name}" for name, kind in kinds.items())
     selects = selects or [f"SELECT {nothing} WHERE false"]
     return f"CREATE OR REPLACE VIEW memory.{quote(scope)}.{LEDGER_VIEW} AS {' UNION ALL '.join(selects)}"
+
+
+def _partitions_view_sql(scope: str, stores: list[PartitionStore]) -> str:
+    partitions = [store.partition for store in stores]
+    return (
+        f"CREATE OR REPLACE VIEW memory.{quote(scope)}._partitions"
+        f" AS SELECT unnest({partitions}::INTEGER[]) AS partition"
+    )
 
 
 def _text(value: object) -> str:

@@ -13,6 +13,7 @@ from aiokafka.structs import RecordMetadata
 
 from schemas.dead_letters import dead_letter_headers
 from streams.adapters.kafka_options import kafka_client_options
+from streams.adapters.kafka_topics import PART_MESSAGE_BYTES_MAX
 from streams.config import Settings
 from streams.limits import DEAD_LETTER_BYTES_MAX, DEAD_LETTER_TRUNCATED_BYTES, KIB
 from streams.ports import DeadLetter
@@ -113,14 +114,17 @@ def _is_small(letter: DeadLetter) -> bool:
 
 
 class KafkaReplies:
-    """Sends replies at once; a reply that cannot be sent is logged, since its asker's deadline covers the loss."""
+    """Sends replies, and what workers ask one another, at once; what cannot be sent is logged, since its asker's
+    deadline covers the loss."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     async def start(self) -> None:
         """Connects. Call it on the event loop that will send."""
-        self._producer = AIOKafkaProducer(**kafka_client_options(self._settings), acks=1, linger_ms=0)
+        self._producer = AIOKafkaProducer(
+            **kafka_client_options(self._settings), acks=1, linger_ms=0, max_request_size=PART_MESSAGE_BYTES_MAX
+        )
         await self._producer.start()
 
     async def stop(self) -> None:

@@ -13,13 +13,23 @@ from schemas.catalog import Catalog
 from streams.adapters.kafka_options import kafka_client_options
 from streams.config import Settings
 from streams.errors import ConfigurationError, TopicShapeError
-from streams.limits import DEAD_LETTER_BYTES_MAX, QUERY_DEADLINE_MS_MAX, RECORD_BYTES_MAX
+from streams.limits import (
+    DEAD_LETTER_BYTES_MAX,
+    MIB,
+    QUERY_DEADLINE_MS_MAX,
+    QUERY_PART_BYTES_MAX,
+    RECORD_BYTES_MAX,
+)
 
 logger = logging.getLogger(__name__)
 
 REPLY_PARTITIONS = 8
 #: Requests and replies are worthless after their deadline; Kafka may drop them soon after.
 QUERY_RETENTION_MS = 10 * QUERY_DEADLINE_MS_MAX
+#: Each worker listens on one of them, so the count is part of where they find one another.
+PART_PARTITIONS = 4
+#: Of the topic of parts: with room for the head of one, and for LZ4 that makes nothing smaller.
+PART_MESSAGE_BYTES_MAX = QUERY_PART_BYTES_MAX + 2 * MIB
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,11 @@ def topics_of(catalog: Catalog, settings: Settings) -> list[TopicSpecification]:
     specifications = [
         TopicSpecification(settings.query_topic, partitions_max, configuration=short_lived),
         TopicSpecification(settings.reply_topic, REPLY_PARTITIONS, exact=False, configuration=short_lived),
+        TopicSpecification(
+            settings.part_topic,
+            PART_PARTITIONS,
+            configuration={**short_lived, "max.message.bytes": str(PART_MESSAGE_BYTES_MAX)},
+        ),
         TopicSpecification(settings.query_dead_letter_topic, 1, exact=False, configuration=large),
     ]
     for table in catalog.tables:

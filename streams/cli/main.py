@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from streams.cli import audit, config, dev, query, recover, sink, snapshots, status, tables, worker
+from streams.cli import audit, config, dev, query, recover, shell, sink, snapshots, status, tables, worker
 from streams.errors import PintailError
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (dev, worker, status, audit, query, tables, snapshots, recover, sink, config):
+for module in (dev, worker, status, audit, query, shell, tables, snapshots, recover, sink, config):
     module.register(app)
 
 

@@ -13,6 +13,16 @@ from schemas.messages import AnswerLimits
 from streams.client.answer import Answer
 from streams.client.async_client import AsyncClient
 from streams.client.blocking import Client
-from streams.errors import QueryRefusedError, RequestTimeoutError
+from streams.client.written import Written
+from streams.errors import PublishingError, QueryRefusedError, RequestTimeoutError
 
-__all__ = ["Answer", "AnswerLimits", "AsyncClient", "Client", "QueryRefusedError", "RequestTimeoutError"]
+__all__ = [
+    "Answer",
+    "AnswerLimits",
+    "AsyncClient",
+    "Client",
+    "PublishingError",
+    "QueryRefusedError",
+    "RequestTimeoutError",
+    "Written",
+]

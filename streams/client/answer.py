@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import pyarrow as pa
 
+from schemas.errors import ConfigurationError
 from schemas.messages import Answer as JsonAnswer
 from schemas.messages import AnswerColumn, AnswerTiming, ArrowAnswer
 
@@ -63,6 +65,23 @@ class Answer:
             return self._table.replace_schema_metadata(None)
         columns = zip(*self.rows, strict=True) if self.rows else [() for _ in self.columns]
         return pa.Table.from_arrays([pa.array(values) for values in columns], names=list(self.column_names))
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame. Raises ConfigurationError if pandas is not installed."""
+        _installed("pandas")
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> Any:
+        """A polars DataFrame. Raises ConfigurationError if polars is not installed."""
+        return _installed("polars").from_arrow(self.to_arrow())
+
+
+def _installed(name: str) -> Any:
+    """A library that only those need who ask for its tables."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ConfigurationError(f"{name} is not installed", hint=f"pip install {name}") from None
 
 
 def _rows_of(table: pa.Table) -> list[tuple[Any, ...]]:

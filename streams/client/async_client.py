@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from schemas.chunks import ChunkCollector, ChunkError
 from schemas.messages import Answer as JsonAnswer
 from schemas.messages import (
     AnswerLimits,
@@ -30,14 +32,16 @@ from schemas.messages import (
     RequestError,
     checked_request,
     read_reply,
+    serialise_cancellation,
     serialise_request,
 )
 from streams.adapters.kafka_options import kafka_client_options
 from streams.adapters.kafka_partitioner import partition_of
 from streams.adapters.kafka_topics import QUERY_RETENTION_MS, REPLY_PARTITIONS, TopicSpecification, ensure_topics
 from streams.client.answer import Answer
+from streams.client.written import AtLeast, Written, positions_of
 from streams.config import Settings, load_settings
-from streams.errors import ConfigurationError, QueryRefusedError, RequestTimeoutError
+from streams.errors import ConfigurationError, PublishingError, QueryRefusedError, RequestTimeoutError
 from streams.limits import QUERY_DEADLINE_MS_DEFAULT, QUERY_DEADLINE_MS_MAX
 
 log = logging.getLogger(__name__)
@@ -64,7 +68,12 @@ class AsyncClient:
         self._consumer = consumer
         self._query_partitions = query_partitions
         (self._reply_partition,) = (tp.partition for tp in consumer.assignment())
+        self._caller = uuid.uuid4().hex
+        self._cancelling: set[asyncio.Task[Any]] = set()
+        self._publisher: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
         self._waiting: dict[str, asyncio.Future[_Reply]] = {}
+        self._chunks: dict[str, ChunkCollector] = {}
         self._reading = asyncio.create_task(self._read_replies())
 
     @classmethod
@@ -101,7 +110,7 @@ class AsyncClient:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(RequestTimeoutError("the client was closed", hint="keep it open while you wait"))
-        await _stop(self._consumer, self._producer)
+        await _stop(self._consumer, self._producer, *([self._publisher] if self._publisher else []))
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,14 +127,16 @@ class AsyncClient:
         *,
         key: str | None = None,
         deadline_ms: int = QUERY_DEADLINE_MS_DEFAULT,
-        at_least: Mapping[str, Mapping[int, int]] | None = None,
+        at_least: AtLeast | None = None,
         format: Literal["json", "arrow"] = "json",  # noqa: A002  # the protocol's word
         limits: AnswerLimits | None = None,
+        chunked: bool = False,
     ) -> Answer:
         """The answer to one query.
 
         `params` is a sequence for ? and $1, a mapping for $name. `key` asks only the partition that owns it.
-        `at_least` (topic -> partition -> offset of a record) makes the answer reflect those records.
+        `at_least` (what `publish` returned, or topic -> partition -> offset of a record) makes the answer reflect
+        those records. `chunked` takes an answer of any number of rows, up to the worker's `query_chunked_bytes_max`.
         Raises QueryRefusedError, at once for what no worker would accept, or RequestTimeoutError if nothing came before
         the deadline.
         """
@@ -135,11 +146,13 @@ class AsyncClient:
             sql=sql,
             params=dict(params) if isinstance(params, Mapping) else list(params or ()),
             key=key,
+            caller=self._caller,
             reply_to=self._settings.reply_topic,
             reply_partition=self._reply_partition,
             format=format,
-            at_least={topic: dict(positions) for topic, positions in (at_least or {}).items()},
+            at_least=positions_of(at_least),
             limits=limits or AnswerLimits(),
+            chunked=chunked,
         )
         deadline = _now() + deadline_ms / 1000
         pause = _FIRST_PAUSE_SECONDS
@@ -157,6 +170,30 @@ class AsyncClient:
                 raise refused
             await asyncio.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def publish(self, topic: str, value: Mapping[str, Any] | bytes | None, *, key: str | None = None) -> Written:
+        """Writes one record to a table's topic, acknowledged by all replicas: a JSON object, bytes in the table's
+        format, or None to delete the row of `key`. Raises PublishingError.
+
+        What it returns is an `at_least` for queries."""
+        encoded = orjson.dumps(value, default=str) if isinstance(value, Mapping) else value
+        try:
+            sent = await (await self._writer()).send_and_wait(topic, value=encoded, key=key and key.encode())
+        except (KafkaError, AssertionError) as error:
+            raise PublishingError(
+                f"the record was not acknowledged: {error!r}",
+                hint="it may be in the log all the same; check the broker, then write it again",
+            ) from error
+        return Written(topic, sent.partition, sent.offset)
+
+    async def _writer(self) -> AIOKafkaProducer:
+        """For records that must not be lost; connects when the first one is written."""
+        async with self._connecting:
+            if self._publisher is None:
+                publisher = AIOKafkaProducer(**kafka_client_options(self._settings), acks="all", linger_ms=0)
+                await publisher.start()
+                self._publisher = publisher
+        return self._publisher
 
     async def _ask(self, template: QueryRequest, deadline: float) -> _Reply:
         """One request, one reply. Raises RequestTimeoutError."""
@@ -183,12 +220,23 @@ class AsyncClient:
                 f"no reply from partition {partition} of {self._settings.query_topic} before the deadline",
                 hint="check that a store worker runs (`pintail worker store`), or give a longer deadline",
             ) from None
+        except asyncio.CancelledError:
+            self._cancel(request, partition)
+            raise
         except KafkaError as error:
             raise RequestTimeoutError(
                 f"the request could not be sent: {error!r}", hint="check that the broker runs"
             ) from error
         finally:
             del self._waiting[request.id]
+            self._chunks.pop(request.id, None)
+
+    def _cancel(self, request: QueryRequest, partition: int) -> None:
+        """The worker need not go on. Whether it hears of it in time is not waited for."""
+        value = serialise_cancellation(request)
+        sending = asyncio.create_task(self._producer.send(self._settings.query_topic, value=value, partition=partition))
+        self._cancelling.add(sending)
+        sending.add_done_callback(self._cancelling.discard)
 
     @staticmethod
     def _failed_to_send(future: asyncio.Future[_Reply], sent: asyncio.Future[Any]) -> None:
@@ -210,12 +258,15 @@ class AsyncClient:
 
     def _deliver(self, record: Any) -> None:
         """Hands a reply to its request. Replies to others on the same partition are recognised by their key alone."""
-        future = self._waiting.get((record.key or b"").decode("utf-8", "replace"))
+        request_id = (record.key or b"").decode("utf-8", "replace")
+        future = self._waiting.get(request_id)
         if future is None or future.done():
             return
         try:
-            future.set_result(read_reply(record.value or b"", record.headers))
-        except RequestError as error:
+            value = self._chunks.setdefault(request_id, ChunkCollector()).add(record.value or b"", record.headers)
+            if value is not None:
+                future.set_result(read_reply(value, record.headers))
+        except (RequestError, ChunkError) as error:
             log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
 
 
@@ -287,9 +338,9 @@ async def _create_reply_topic(settings: Settings) -> None:
     )
 
 
-async def _stop(consumer: AIOKafkaConsumer, producer: AIOKafkaProducer) -> None:
-    """Stops both, also when one fails: a consumer stopped before its first assignment raises CancelledError."""
-    await asyncio.gather(consumer.stop(), producer.stop(), return_exceptions=True)
+async def _stop(*parts: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Stops all, also when one fails: a consumer stopped before its first assignment raises CancelledError."""
+    await asyncio.gather(*(part.stop() for part in parts), return_exceptions=True)
 
 
 def _unreachable(settings: Settings, error: KafkaError) -> ConfigurationError:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 from schemas.messages import AnswerLimits
 from streams.client.answer import Answer
 from streams.client.async_client import AsyncClient, Params
+from streams.client.written import AtLeast, Written
 from streams.config import Settings
 from streams.limits import QUERY_DEADLINE_MS_DEFAULT
 
@@ -79,13 +80,25 @@ class Client:
         *,
         key: str | None = None,
         deadline_ms: int = QUERY_DEADLINE_MS_DEFAULT,
-        at_least: Mapping[str, Mapping[int, int]] | None = None,
+        at_least: AtLeast | None = None,
         format: Literal["json", "arrow"] = "json",  # noqa: A002  # the protocol's word
         limits: AnswerLimits | None = None,
+        chunked: bool = False,
     ) -> Answer:
         """See AsyncClient.query."""
         return self._thread.run(
             self._client.query(
-                sql, params, key=key, deadline_ms=deadline_ms, at_least=at_least, format=format, limits=limits
+                sql,
+                params,
+                key=key,
+                deadline_ms=deadline_ms,
+                at_least=at_least,
+                format=format,
+                limits=limits,
+                chunked=chunked,
             )
         )
+
+    def publish(self, topic: str, value: Mapping[str, Any] | bytes | None, *, key: str | None = None) -> Written:
+        """See AsyncClient.publish."""
+        return self._thread.run(self._client.publish(topic, value, key=key))

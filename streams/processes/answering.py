@@ -4,7 +4,8 @@ again after a crash is answered again (`agents.open_requests`).
 Only partitions that are SERVING on this worker answer, and each answer states the offsets and epochs it reflects
 (invariant 3). The steps of `QueryService.answer` are the order of the checks: who could be told, is it a request, is
 there time, may these partitions answer, are the wanted records applied, is a slot free, run, is the assignment still
-the same. The caller is the query agent, which owns Kafka; DuckDB is behind `DuckDBQueries`.
+the same. What other workers hold is gathered (`gathering`). The caller is the query agent, which owns Kafka; DuckDB is
+behind `DuckDBQueries` and `DuckDBMerger`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from schemas.catalog import Catalog
+from schemas.chunks import chunks_of
 from schemas.messages import (
     FORMAT_HEADER,
+    ID_CHARS_MAX,
     STATUS_HEADER,
     AnswerFormat,
     AnswerHead,
@@ -34,21 +38,26 @@ from schemas.messages import (
     serialise_refusal,
 )
 from streams import telemetry
-from streams.adapters.duckdb_queries import AnswerBody, DuckDBQueries, QueryCursors, RunningQuery
+from streams.adapters.duckdb_merge import DuckDBMerger
+from streams.adapters.duckdb_queries import AnswerBody, DuckDBQueries, FetchLimits, Interruptible, QueryCursors
 from streams.adapters.duckdb_refusals import too_many_bytes
 from streams.adapters.kafka_partitioner import partition_of
 from streams.batches import Headers
 from streams.config import Settings
 from streams.errors import QueryRefusedError, StoreError
 from streams.limits import (
+    QUERY_CHUNK_BYTES_MAX,
     QUERY_DEADLINE_MS_DEFAULT,
     QUERY_DEADLINE_MS_MAX,
     QUERY_IN_FLIGHT_MAX,
+    QUERY_PART_BYTES_MAX,
     REFUSAL_QUOTE_CHARS_MAX,
     REFUSAL_TEXT_CHARS_MAX,
 )
 from streams.ports import DeadLetter, ParkReason, ServingState
 from streams.positions import TopicPartition
+from streams.processes.fair_slots import FairSlots
+from streams.processes.gathering import AskForPart, gather
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +68,8 @@ _HOW_TO_ASK = (
 )
 #: How often a query that outlives its deadline is interrupted again: an interrupt between two statements is lost.
 _INTERRUPT_INTERVAL_SECONDS = 0.02
+_Asker = tuple[str | None, int | None, str | None]
+_ROWS_UNLIMITED = 2**62
 
 
 @dataclass(frozen=True)
@@ -75,13 +86,22 @@ class IncomingRequest:
 
 @dataclass(frozen=True)
 class Reply:
-    """A record for the asker. `partition` is None where the partitioner decides, by the key."""
+    """What the asker gets. `partition` is None where the partitioner decides, by the key."""
 
     topic: str
     partition: int | None
     key: bytes
     value: bytes
     headers: Headers
+    #: Of an asker who takes several records.
+    record_bytes_max: int | None = None
+
+    def records(self) -> list[tuple[bytes, Headers]]:
+        """What to send, in this order."""
+        if self.record_bytes_max is None:
+            return [(self.value, self.headers)]
+        chunks = chunks_of(self.value, bytes_max=self.record_bytes_max)
+        return [(value, (*self.headers, *more)) for value, more in chunks]
 
 
 @dataclass
@@ -94,6 +114,11 @@ class _Accepted:
     #: Event loop time at which its steps began, and at which its budget is spent.
     started: float
     deadline: float
+    asked_partition: int | None
+    #: Who takes turns with others.
+    caller: str
+    #: Whether the asker is another worker, which puts an answer together.
+    is_part: bool
     #: What it is waiting for, in words for a deadline that strikes.
     doing: str = "checking"
 
@@ -108,6 +133,7 @@ class QueryService:
         state: ServingState,
         settings: Settings,
         *,
+        ask: AskForPart,
         now_ms: Callable[[], float] = lambda: time.time() * 1000,
     ) -> None:
         self._catalog = catalog
@@ -115,16 +141,25 @@ class QueryService:
         self._settings = settings
         self._now_ms = now_ms
         self._queries = DuckDBQueries(store, catalog)
+        self._merger = DuckDBMerger(catalog)
+        self._ask = ask
         self._threads = ThreadPoolExecutor(settings.query_concurrency_max, thread_name_prefix="query")
-        self._slots = asyncio.Semaphore(settings.query_concurrency_max)
+        self._slots = FairSlots(settings.query_concurrency_max)
+        #: What can be cancelled: reply topic, its partition and the request's id -> the task that answers it.
+        self._asking: dict[_Asker, asyncio.Task[Any]] = {}
+        self._cancelled: set[_Asker] = set()
         self._in_flight = 0
-        self._running: dict[asyncio.Future[AnswerBody], RunningQuery] = {}
+        self._running: dict[asyncio.Future[AnswerBody], Interruptible] = {}
         self._interrupting: set[asyncio.Task[None]] = set()
         self._execution_seconds_mean = 0.005
 
-    async def answer(self, incoming: IncomingRequest) -> Reply | DeadLetter:
-        """The one outcome of a request. Never raises because of what it contains (invariant 10)."""
+    async def answer(self, incoming: IncomingRequest) -> Reply | DeadLetter | None:
+        """The one outcome of a request; None for a record that cancels one. Never raises because of what it contains
+        (invariant 10)."""
         envelope = read_envelope(incoming.value, incoming.headers)
+        if envelope.cancels is not None:
+            self._cancel((envelope.reply_to, envelope.reply_partition, envelope.cancels))
+            return None
         if envelope.reply_to is None:
             nowhere = "nowhere to reply: neither the field nor the header reply_to is set"
             return self._dead_letter(incoming, f"{envelope.fault}, and {nowhere}" if envelope.fault else nowhere)
@@ -152,16 +187,26 @@ class QueryService:
 
     async def close(self) -> None:
         """Ends what runs; the caller has stopped handing in requests."""
-        await self.release(range(self._state.partitions_total))
+        await asyncio.gather(*(_interrupt_until_done(query, running) for running, query in self._running.items()))
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._merger.close()
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
     async def _answer_or_refuse(self, envelope: RequestEnvelope, incoming: IncomingRequest) -> Reply:
+        asker = (envelope.reply_to, envelope.reply_partition, envelope.id)
+        task = asyncio.current_task()
+        assert task is not None
+        self._asking[asker] = task
         try:
             reply = await self._answer(envelope, incoming)
         except QueryRefusedError as refused:
             return _refusal_reply(envelope, refused)
+        except asyncio.CancelledError:
+            if asker not in self._cancelled:
+                raise
+            task.uncancel()
+            return _refusal_reply(envelope, _cancelled())
         except Exception:  # last line of invariants 9 and 10: the asker is told, the operator gets the traceback
             log.exception("request %s failed", envelope.id)
             failed = QueryRefusedError(
@@ -170,8 +215,18 @@ class QueryService:
                 hint="the worker's log has the details; please report it",
             )
             return _refusal_reply(envelope, failed)
+        finally:
+            self._cancelled.discard(asker)
+            if self._asking.get(asker) is task:
+                del self._asking[asker]
         telemetry.QUERIES.labels("ok").inc()
         return reply
+
+    def _cancel(self, asker: _Asker) -> None:
+        """Ends a request that is not answered yet; its asker gets a refusal. What is not there needs no end."""
+        if task := self._asking.get(asker):
+            self._cancelled.add(asker)
+            task.cancel()
 
     async def _answer(self, envelope: RequestEnvelope, incoming: IncomingRequest) -> Reply:
         accepted = self._accept(envelope, incoming)
@@ -180,14 +235,17 @@ class QueryService:
         self._in_flight += 1
         try:
             async with asyncio.timeout_at(accepted.deadline):
-                await self._wait_until_applied(accepted, self._scope(accepted))
+                scope = self._scope(accepted)
+                await self._wait_until_applied(accepted, scope)
+                if accepted.asked_partition is None and len(scope) < self._state.partitions_total:
+                    return await self._gathered(envelope, accepted)
                 accepted.doing = "waiting for a free query slot"
-                await self._slots.acquire()
+                await self._slots.acquire(accepted.caller)
                 waited_ms = (_loop_time() - accepted.started) * 1000
                 epochs = self._scope_of_slot(accepted)
                 accepted.doing = "running the query"
                 try:
-                    body = await self._execute(accepted, epochs)
+                    body = await self._run(self._prepared(accepted, epochs))
                 except QueryRefusedError:
                     self._check_still_serving(accepted, epochs)  # losing its partitions may be why it failed
                     raise
@@ -197,6 +255,44 @@ class QueryService:
         finally:
             self._in_flight -= 1
         return self._reply(envelope, accepted, body, epochs, waited_ms)
+
+    async def _gathered(self, envelope: RequestEnvelope, accepted: _Accepted) -> Reply:
+        """The answer to which other workers contribute what their partitions hold."""
+        request, own = accepted.request, self._scope(accepted)
+        waited_ms = (_loop_time() - accepted.started) * 1000
+        accepted.doing = "gathering what other workers hold"
+        guarded = self._queries.check(request)
+        plan = await asyncio.get_running_loop().run_in_executor(self._threads, self._merger.plan, request, guarded)
+        try:
+            gathered = await gather(
+                plan,
+                request.model_copy(update={"caller": accepted.caller}),
+                own=own,
+                partitions_total=self._state.partitions_total,
+                deadline=accepted.deadline,
+                ask=self._ask,
+                run=lambda part: self._in_slot(
+                    accepted.caller,
+                    self._queries.prepare(
+                        part,
+                        partition=None,
+                        scope=frozenset(own),
+                        limits=FetchLimits(_ROWS_UNLIMITED, QUERY_PART_BYTES_MAX),
+                    ),
+                ),
+            )
+        except QueryRefusedError:
+            self._check_still_serving(accepted, own)  # losing its partitions may be why it failed
+            raise
+        self._check_still_serving(accepted, own)
+        accepted.doing = "putting the answer together"
+        merge = self._merger.merge(
+            plan, gathered.contributions, answer_format=request.format, limits=self._limits(accepted)
+        )
+        body = await self._in_slot(accepted.caller, merge)
+        executed_ms = (_loop_time() - accepted.started) * 1000 - waited_ms
+        whole = replace(body, offsets=gathered.offsets, executed_ms=executed_ms)
+        return self._reply(envelope, accepted, whole, gathered.epochs, waited_ms)
 
     def _accept(self, envelope: RequestEnvelope, incoming: IncomingRequest) -> _Accepted:
         """Validates the request and starts its clock."""
@@ -221,30 +317,49 @@ class QueryService:
                 hint="give a positive deadline_ms; it counts from the record's Kafka timestamp, so clocks must agree",
             )
         now = _loop_time()
-        return _Accepted(request, incoming, queued_ms, started=now, deadline=now + remaining_ms / 1000)
+        return _Accepted(
+            request,
+            incoming,
+            queued_ms,
+            started=now,
+            deadline=now + remaining_ms / 1000,
+            asked_partition=self._asked_partition(request),
+            caller=request.caller or f"{envelope.reply_to} {envelope.reply_partition}"[:ID_CHARS_MAX],
+            is_part=envelope.reply_to == self._settings.part_topic,
+        )
+
+    def _asked_partition(self, request: QueryRequest) -> int | None:
+        """The only partition that is asked; None for all."""
+        total = self._state.partitions_total
+        owning = None if request.key is None else partition_of(request.key.encode(), total)
+        if request.partition is None:
+            return owning
+        if request.partition >= total or owning not in (None, request.partition):
+            fault = f"of 0 to {total - 1}" if request.partition >= total else f"to which the key belongs ({owning})"
+            raise QueryRefusedError(
+                f"partition: {request.partition} is not the one {fault}",
+                code=RefusalCode.NOT_A_REQUEST,
+                hint="leave out `partition` to ask all of them, or the one of `key`",
+            )
+        return request.partition
 
     def _scope(self, accepted: _Accepted) -> dict[int, int]:
-        """The partitions that the answer reads -> their epochs. Refuses unless all of them are SERVING here."""
-        total, key = self._state.partitions_total, accepted.request.key
+        """The partitions that are read here -> their epochs: the one that is asked, or all of this worker. Refuses if
+        it is not SERVING here."""
         serving, arrived_at = self._state.serving(), accepted.incoming.partition
-        owning = None if key is None else partition_of(key.encode(), total)
-        wanted = range(total) if owning is None else (owning,)
-        if all(partition in serving for partition in wanted):
-            return {partition: serving[partition] for partition in wanted}
-        if arrived_at not in serving and owning in (None, arrived_at):
+        asked = accepted.asked_partition
+        if asked is not None and asked in serving:
+            return {asked: serving[asked]}
+        if asked is None and arrived_at in serving:
+            return dict(sorted(serving.items()))
+        if asked in (None, arrived_at) or arrived_at not in serving:
             raise _not_serving(f"partition {arrived_at} is recovering on this worker")
-        if owning is not None:
-            raise QueryRefusedError(
-                f"key {_quoted(key or '')} belongs to partition {owning}, which this worker does not serve",
-                code=RefusalCode.WRONG_PARTITION,
-                hint=f"send the request to partition {owning} of {self._settings.query_topic}",
-                retriable=True,
-            )
-        here = ", ".join(map(str, sorted(serving)))
+        key = accepted.request.key
         raise QueryRefusedError(
-            f"this worker serves partitions {here} of {total} in all, so it cannot answer for the whole table",
-            code=RefusalCode.PARTIAL_STATE,
-            hint="give `key` to ask the partition that owns it, or ask again when one worker serves all",
+            f"{'' if key is None else f'key {_quoted(key)} belongs to '}partition {asked}"
+            f"{', which' if key is not None else ''} is not served by this worker",
+            code=RefusalCode.WRONG_PARTITION,
+            hint=f"send the request to partition {asked} of {self._settings.query_topic}",
             retriable=True,
         )
 
@@ -279,16 +394,30 @@ class QueryService:
             self._slots.release()
             raise
 
-    async def _execute(self, accepted: _Accepted, scope: Mapping[int, int]) -> AnswerBody:
-        """Runs in the slot the caller acquired, which is free again when the thread is: not at the deadline."""
-        request = accepted.request
-        query = self._queries.prepare(
-            request,
-            partition=None if request.key is None else next(iter(scope)),
+    def _prepared(self, accepted: _Accepted, scope: Mapping[int, int]) -> Interruptible:
+        return self._queries.prepare(
+            accepted.request,
+            partition=accepted.asked_partition,
             scope=frozenset(scope),
-            rows_max=_smaller(request.limits.rows, self._settings.query_rows_max),
-            bytes_max=_smaller(request.limits.bytes, self._settings.query_answer_bytes_max),
+            limits=self._limits(accepted),
         )
+
+    def _limits(self, accepted: _Accepted) -> FetchLimits:
+        """The smaller of what the asker and the worker allow. A part has a limit of its own."""
+        limits, settings = accepted.request.limits, self._settings
+        rows_max, bytes_max = settings.query_rows_max, settings.query_answer_bytes_max
+        if accepted.is_part:
+            rows_max, bytes_max = _ROWS_UNLIMITED, QUERY_PART_BYTES_MAX
+        elif accepted.request.chunked:
+            rows_max, bytes_max = _ROWS_UNLIMITED, settings.query_chunked_bytes_max
+        return FetchLimits(_smaller(limits.rows, rows_max), _smaller(limits.bytes, bytes_max))
+
+    async def _in_slot(self, caller: str, query: Interruptible) -> AnswerBody:
+        await self._slots.acquire(caller)
+        return await self._run(query)
+
+    async def _run(self, query: Interruptible) -> AnswerBody:
+        """Runs in the slot the caller acquired, which is free again when the thread is: not at the deadline."""
         running = asyncio.get_running_loop().run_in_executor(self._threads, query.run)
         self._running[running] = query
         running.add_done_callback(self._free_slot(started=_loop_time()))
@@ -330,15 +459,23 @@ class QueryService:
                 executed_ms=round(body.executed_ms, 3),
             ),
         )
-        value = body.serialise(head)
-        bytes_max = _smaller(request.limits.bytes, self._settings.query_answer_bytes_max)
+        value = body.serialise(head, compressed=accepted.is_part or request.chunked)
+        bytes_max = self._limits(accepted).bytes_max
         if len(value) > bytes_max:
             raise too_many_bytes(bytes_max)
-        return _to_asker(envelope, value, request.format, "ok")
+        reply = _to_asker(envelope, value, request.format, "ok")
+        return replace(reply, record_bytes_max=QUERY_CHUNK_BYTES_MAX) if request.chunked else reply
 
     def _overloaded(self) -> QueryRefusedError:
         wait_ms = self._in_flight * self._execution_seconds_mean * 1000 / self._settings.query_concurrency_max
-        return OverloadedError(retry_after_ms=max(10, math.ceil(wait_ms)))
+        retry_after_ms = max(10, math.ceil(wait_ms))
+        return QueryRefusedError(
+            f"{QUERY_IN_FLIGHT_MAX} requests are in flight on this worker",
+            code=RefusalCode.OVERLOADED,
+            hint=f"ask again in about {retry_after_ms} ms",
+            retriable=True,
+            retry_after_ms=retry_after_ms,
+        )
 
     def _reply_topic_fault(self, topic: str) -> str | None:
         """Why replies must not be produced to this topic; None if they may."""
@@ -353,7 +490,7 @@ class QueryService:
         own = topic == self._settings.application or topic.startswith(
             (f"{self._settings.application}.", f"{self._settings.application}-")
         )
-        if own and topic != self._settings.reply_topic:
+        if own and topic not in (self._settings.reply_topic, self._settings.part_topic):
             return "is one of Pintail's own topics"
         return None
 
@@ -370,20 +507,7 @@ class QueryService:
         )
 
 
-class OverloadedError(QueryRefusedError):
-    """As many requests as the worker may hold are in flight."""
-
-    def __init__(self, *, retry_after_ms: int) -> None:
-        super().__init__(
-            f"{QUERY_IN_FLIGHT_MAX} requests are in flight on this worker",
-            code=RefusalCode.OVERLOADED,
-            hint=f"ask again in about {retry_after_ms} ms",
-            retriable=True,
-        )
-        self.retry_after_ms = retry_after_ms
-
-
-async def _interrupt_until_done(query: RunningQuery, running: asyncio.Future[AnswerBody]) -> None:
+async def _interrupt_until_done(query: Interruptible, running: asyncio.Future[AnswerBody]) -> None:
     """Frees the slot of a query whose asker has had the refusal; what the query still yields is dropped."""
     while not running.done():
         query.interrupt()
@@ -400,7 +524,7 @@ def _refusal_reply(envelope: RequestEnvelope, error: QueryRefusedError) -> Reply
         message=_cut(error.message, REFUSAL_TEXT_CHARS_MAX),
         hint=_cut(error.hint, REFUSAL_TEXT_CHARS_MAX),
         retriable=error.retriable,
-        retry_after_ms=error.retry_after_ms if isinstance(error, OverloadedError) else None,
+        retry_after_ms=error.retry_after_ms,
     )
     return _to_asker(envelope, serialise_refusal(refusal), AnswerFormat.JSON, "refused")
 
@@ -419,6 +543,12 @@ def _to_asker(envelope: RequestEnvelope, value: bytes, answer_format: AnswerForm
 def _not_serving(message: str) -> QueryRefusedError:
     return QueryRefusedError(
         message, code=RefusalCode.NOT_SERVING, hint="ask again: the partition is on its way to SERVING", retriable=True
+    )
+
+
+def _cancelled() -> QueryRefusedError:
+    return QueryRefusedError(
+        "the request was cancelled", code=RefusalCode.CANCELLED, hint="its asker sent a record that ends it"
     )
 
 

@@ -21,7 +21,7 @@ from streams.errors import StoreError
 from streams.limits import QUERY_DEADLINE_MS_MAX, QUERY_IN_FLIGHT_MAX
 from streams.ports import DeadLetter, ParkReason
 from streams.processes.answering import IncomingRequest, QueryService, Reply
-from tests.query_store import CATALOG, FLIGHTS, PARTITIONS, filled_store, flight, write
+from tests.query_store import CATALOG, FLIGHTS, PARTITIONS, asks_nobody, filled_store, flight, write
 
 SLOW = "SELECT count(*) FROM " + ", ".join(f"flights f{n}" for n in range(9))
 
@@ -52,7 +52,7 @@ class Worker:
     def __init__(self, store: DuckDBStore, settings: Settings) -> None:
         self.store = store
         self.state = WorkerState()
-        self.service = QueryService(self.store, CATALOG, self.state, settings)
+        self.service = QueryService(self.store, CATALOG, self.state, settings, ask=asks_nobody)
 
     async def outcome(self, fields: Mapping[str, Any] | bytes, *, partition: int = 0, age_ms: float = 0) -> Any:
         value = fields if isinstance(fields, bytes) else orjson.dumps(fields)
@@ -265,9 +265,9 @@ async def test_only_serving_partitions_answer(worker: Worker) -> None:
     elsewhere = await worker.refused("SELECT 1", key=key_of[2], partition=1)
     assert (elsewhere.code, elsewhere.retriable) == (RefusalCode.WRONG_PARTITION, True)
     assert "partition 2" in elsewhere.hint
-    partial = await worker.refused("SELECT 1", partition=1)
-    assert (partial.code, partial.retriable) == (RefusalCode.PARTIAL_STATE, True)
-    assert "key" in partial.hint
+    partial = await worker.refused("SELECT count(*) FROM flights", partition=1)
+    assert (partial.code, partial.retriable) == (RefusalCode.NOT_SERVING, True)
+    assert "nobody serves partition 2" in partial.message
     own = await worker.refused("SELECT 1", partition=2)
     assert (own.code, own.retriable) == (RefusalCode.NOT_SERVING, True)
     assert (await worker.answered("SELECT count(*) FROM flights", key=key_of[1], partition=1)).rows == [[10]]
@@ -297,7 +297,7 @@ async def test_releasing_a_partition_ends_its_queries_at_once(writing_worker: Wo
     started = time.monotonic()
     await writing_worker.service.release([3])
     assert time.monotonic() - started < 5
-    assert (await asking).code == RefusalCode.PARTIAL_STATE
+    assert (await asking).code == RefusalCode.NOT_SERVING
     writing_worker.store.publish_scopes([0, 1, 2])
     writing_worker.store.close_partition(3)
     writing_worker.store.open_partition(3)  # nothing holds the file any more
@@ -370,7 +370,10 @@ async def test_requests_beyond_what_the_worker_holds_are_refused_at_once(new_wor
 @pytest.mark.invariant(9, place="input")
 async def test_a_hundred_requests_at_once_get_one_answer_each(worker: Worker) -> None:
     answers = await asyncio.gather(
-        *(worker.answered("SELECT id FROM flights WHERE id = ?", params=[n % 40]) for n in range(100))
+        *(
+            worker.answered("SELECT id FROM flights WHERE id = ?", params=[n % 40], deadline_ms=60_000)
+            for n in range(100)
+        )
     )
     assert [answer.rows for answer in answers] == [[[n % 40]] for n in range(100)]
 
@@ -525,3 +528,55 @@ async def test_a_dead_letters_detail_stays_small(worker: Worker, value: bytes) -
     letter = await worker.outcome(value)
     assert isinstance(letter, DeadLetter)
     assert len(letter.detail) < 3_000
+
+
+async def test_a_request_is_cancelled_by_its_id_and_by_its_asker(worker: Worker) -> None:
+    asking = asyncio.create_task(worker.refused(SLOW, deadline_ms=60_000))
+    await _until_running(worker)
+    assert await worker.outcome({"cancel": "q1", "reply_to": "others"}) is None
+    assert await worker.outcome({"cancel": "another", "reply_to": "replies"}) is None
+    assert worker.service.running_count == 1
+    assert await worker.outcome({"cancel": "q1", "reply_to": "replies"}) is None
+    refusal = await asking
+    assert (refusal.code, refusal.retriable) == (RefusalCode.CANCELLED, False)
+    assert (await worker.answered("SELECT 1")).rows == [[1]]
+
+
+async def test_callers_take_turns(new_worker: WorkerMaker) -> None:
+    """One slot, one caller with many requests before another one: the other one waits for one of them."""
+    worker = new_worker(query_concurrency_max=1)
+    blocking = asyncio.create_task(worker.outcome({"id": "slow", "sql": SLOW, "reply_to": "slow"}))
+    await _until_running(worker)
+    order: list[str] = []
+
+    async def ask(caller: str) -> None:
+        await worker.answered("SELECT 1", caller=caller, deadline_ms=60_000)
+        order.append(caller)
+
+    asking = [asyncio.create_task(ask(caller)) for caller in "aaaaaab"]
+    await asyncio.sleep(0)
+    await worker.outcome({"cancel": "slow", "reply_to": "slow"})
+    await asyncio.gather(blocking, *asking)
+    assert order.index("b") <= 2
+
+
+async def test_a_fault_in_a_value_is_the_askers_in_arrow_too(worker: Worker) -> None:
+    for answer_format in ("json", "arrow"):
+        refusal = await worker.refused("SELECT CAST(carrier AS INTEGER) FROM flights", format=answer_format)
+        assert refusal.code == RefusalCode.BAD_SQL
+        assert "Could not convert" in refusal.message
+
+
+async def test_an_interrupt_while_arrow_is_fetched_is_a_refusal(writing_worker: Worker) -> None:
+    asking = asyncio.create_task(
+        writing_worker.outcome(
+            {"id": "q1", "sql": f"{SLOW}", "reply_to": "r", "format": "arrow", "deadline_ms": 60_000}
+        )
+    )
+    await _until_running(writing_worker)
+    writing_worker.state.epochs.pop(3)
+    await writing_worker.service.release([3])
+    reply = await asking
+    refusal = read_reply(reply.value, reply.headers)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.code, refusal.retriable) == (RefusalCode.NOT_SERVING, True)

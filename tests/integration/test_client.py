@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -24,7 +25,7 @@ from streams.errors import ConfigurationError
 from streams.ports import DeadLetter
 from streams.processes.answering import IncomingRequest, QueryService
 from tests.conftest import unique_name
-from tests.query_store import CATALOG, PARTITIONS, filled_store
+from tests.query_store import CATALOG, PARTITIONS, asks_nobody, filled_store
 
 
 class AllServing:
@@ -52,7 +53,7 @@ class StandIn:
         #: What is sent after each reply, under its key: a worker that crashed answers again.
         self.afterthoughts: list[bytes] = []
         self._settings = settings
-        self._service = QueryService(store, CATALOG, self.state, settings)
+        self.service = QueryService(store, CATALOG, self.state, settings, ask=asks_nobody)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[StandIn]:
@@ -68,7 +69,7 @@ class StandIn:
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
-            await self._service.close()
+            await self.service.close()
             await consumer.stop()
             await producer.stop()
 
@@ -83,11 +84,13 @@ class StandIn:
                     answering.create_task(self._answer(request, producer))
 
     async def _answer(self, request: IncomingRequest, producer: AIOKafkaProducer) -> None:
-        reply = await self._service.answer(request)
+        reply = await self.service.answer(request)
+        if reply is None:
+            return
         assert not isinstance(reply, DeadLetter), reply
-        for value in (reply.value, *self.afterthoughts):
+        for value, headers in (*reply.records(), *((value, reply.headers) for value in self.afterthoughts)):
             await producer.send(
-                reply.topic, value=value, key=reply.key, partition=reply.partition, headers=list(reply.headers)
+                reply.topic, value=value, key=reply.key, partition=reply.partition, headers=list(headers)
             )
 
 
@@ -267,3 +270,36 @@ async def test_a_request_that_is_answered_twice_has_its_first_answer(client: Asy
         assert (await client.query("SELECT $1", [number])).rows == [(number,)]
     answers = await asyncio.gather(*[client.query("SELECT $1", [number]) for number in range(50)])
     assert [answer.rows for answer in answers] == [[(number,)] for number in range(50)]
+
+
+async def test_a_task_that_is_cancelled_ends_its_query_on_the_worker(client: AsyncClient, worker: StandIn) -> None:
+    slow = "SELECT count(*) FROM " + ", ".join(f"flights f{number}" for number in range(9))
+    asking = asyncio.create_task(client.query(slow, deadline_ms=60_000))
+    await _until(lambda: worker.service.running_count == 1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await _until(lambda: worker.service.running_count == 0)
+    assert (await client.query("SELECT 1")).rows == [(1,)]
+
+
+async def test_what_the_client_wrote_is_an_at_least(settings: Settings, client: AsyncClient, worker: StandIn) -> None:
+    """The stand-in applies nothing, so the positions show in the request."""
+    topic = f"{settings.application}.written"
+    await ensure_topics([TopicSpecification(topic, 1)], settings)
+    written = [await client.publish(topic, {"id": number}, key=str(number)) for number in range(3)]
+    assert [(each.topic, each.partition, each.offset) for each in written] == [(topic, 0, n) for n in range(3)]
+    with pytest.raises(QueryRefusedError, match="belongs to no table"):
+        await client.query("SELECT 1", at_least=written)
+    assert json.loads(worker.requests[-1].value or b"")["at_least"] == {topic: {"0": 2}}
+
+
+@pytest.mark.parametrize("answer_format", ["json", "arrow"])
+async def test_a_large_answer_comes_in_chunks(client: AsyncClient, answer_format: Literal["json", "arrow"]) -> None:
+    many = "SELECT sha256(a.id || '-' || b.id || '-' || c.id) AS h FROM flights a, flights b, flights c ORDER BY 1"
+    with pytest.raises(QueryRefusedError) as caught:
+        await client.query(many, deadline_ms=60_000)
+    assert caught.value.code == RefusalCode.TOO_MANY_ROWS
+    answer = await client.query(many, deadline_ms=60_000, format=answer_format, chunked=True)
+    assert len(answer) == 64_000
+    assert [row[0] for row in answer] == sorted(row[0] for row in answer)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
 from collections.abc import Iterator
 
 import duckdb
@@ -11,12 +14,16 @@ from pydantic import JsonValue
 from schemas.messages import QueryRequest, RefusalCode
 from streams.adapters.duckdb_dialect import FUNCTIONS
 from streams.adapters.duckdb_guard import QueryGuard
-from streams.adapters.duckdb_queries import DuckDBQueries
+from streams.adapters.duckdb_queries import DuckDBQueries, FetchLimits
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.errors import QueryRefusedError
 from tests.query_corpus import BOMBS, HOSTILE, PARAMETER_BOMBS, USEFUL, USEFUL_WITH_PARAMETERS
 from tests.query_store import CATALOG, PARTITIONS, filled_store
+from tests.statement_fuzzer import StatementFuzzer
 
+#: PINTAIL_TEST_QUERIES=10000 is the long mode.
+FUZZED_STATEMENTS = int(os.environ.get("PINTAIL_TEST_QUERIES", "300"))
+FUZZED_SEED = int(os.environ.get("PINTAIL_TEST_SEED", "1"))
 #: What a hostile statement may be told. Reaching DuckDB's binder is not among it.
 REFUSED_BEFORE_EXECUTION = {RefusalCode.NOT_ALLOWED, RefusalCode.UNKNOWN_TABLE, RefusalCode.BAD_SQL}
 
@@ -40,7 +47,8 @@ def refusal(guard: QueryGuard, sql: str) -> QueryRefusedError:
 
 
 def test_the_corpus_is_as_large_as_promised() -> None:
-    assert len(set(HOSTILE)) + len(BOMBS) + len(PARAMETER_BOMBS) >= 120
+    assert len(set(HOSTILE)) >= 300
+    assert len(BOMBS) + len(PARAMETER_BOMBS) >= 40
     assert len(set(USEFUL)) >= 60
 
 
@@ -81,7 +89,7 @@ def test_long_parameters_that_are_only_looked_at_are_accepted(
     request = QueryRequest(id="1", sql=sql, params=params)
     queries = DuckDBQueries(store, CATALOG)
     assert queries.prepare(
-        request, partition=None, scope=frozenset(range(PARTITIONS)), rows_max=10_000, bytes_max=1_000_000
+        request, partition=None, scope=frozenset(range(PARTITIONS)), limits=FetchLimits(10_000, 1_000_000)
     ).run()
 
 
@@ -93,16 +101,48 @@ def test_useful_statements_are_accepted_and_run(store: DuckDBStore, sql: str) ->
         for answer_format in ("json", "arrow"):
             request = QueryRequest.model_validate({"id": "1", "sql": sql, "format": answer_format})
             body = queries.prepare(
-                request, partition=partition, scope=scope, rows_max=10_000, bytes_max=1_000_000
+                request, partition=partition, scope=scope, limits=FetchLimits(10_000, 1_000_000)
             ).run()
             assert body.columns
 
 
 def test_reading_the_ledger_is_reading_every_table(store: DuckDBStore) -> None:
     request = QueryRequest(id="1", sql="SELECT (SELECT count(*) FROM _LEDGER)")
-    query = DuckDBQueries(store, CATALOG).prepare(request, partition=0, scope=frozenset([0]), rows_max=1, bytes_max=99)
+    queries = DuckDBQueries(store, CATALOG)
+    query = queries.prepare(request, partition=0, scope=frozenset([0]), limits=FetchLimits(1, 99))
     assert query.run().offsets.keys() == set(CATALOG.topics)
-    assert query.guard.check(request.sql, []).tables == tuple(sorted(table.name for table in CATALOG.tables))
+    assert queries.check(request).tables == tuple(sorted(table.name for table in CATALOG.tables))
+
+
+def test_hostile_pieces_are_refused_wherever_they_stand(guard: QueryGuard) -> None:
+    fuzzer = StatementFuzzer(seed=FUZZED_SEED)
+    passed = 0
+    for _ in range(FUZZED_STATEMENTS):
+        statement = fuzzer.statement()
+        try:
+            guard.check(statement.sql, [])
+        except QueryRefusedError as error:
+            if statement.hostile:
+                assert error.code in REFUSED_BEFORE_EXECUTION  # noqa: PT017
+        else:
+            assert not statement.hostile, statement
+            passed += 1
+    assert passed > FUZZED_STATEMENTS / 5, "what is not hostile passes"
+
+
+def test_noise_is_refused_and_nothing_else(guard: QueryGuard) -> None:
+    """Statements with characters deleted, doubled and swapped: whatever comes of it, the guard has an answer."""
+    rng = random.Random(FUZZED_SEED)
+    statements = [*HOSTILE, *USEFUL]
+    for _ in range(FUZZED_STATEMENTS):
+        text = list(rng.choice(statements))
+        for _ in range(rng.randint(1, 5)):
+            place = rng.randrange(len(text) + 1)
+            text[place : place + rng.randint(0, 3)] = rng.choice(
+                ("", ";", "'", '"', "(", ")", "--", "/*", "\x00", "ü", "$1")
+            )
+        with contextlib.suppress(QueryRefusedError):
+            guard.check("".join(text), [])
 
 
 def test_every_allowed_function_exists() -> None:

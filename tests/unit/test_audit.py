@@ -18,7 +18,7 @@ from schemas.row_text import shared_columns, sink_text_in_duckdb, store_text
 from schemas.table import TableDefinition
 from streams.adapters.duckdb_audit import AuditWorkspace, Copy
 from streams.adapters.duckdb_guard import QueryGuard
-from streams.adapters.duckdb_queries import DuckDBQueries
+from streams.adapters.duckdb_queries import DuckDBQueries, FetchLimits
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.batches import RecordBatch
 from streams.cli.main import main
@@ -128,8 +128,7 @@ class Site:
             QueryRequest(id="1", sql=sql, key=key),
             partition=0,
             scope=frozenset([0]),
-            rows_max=10_000,
-            bytes_max=1_000_000,
+            limits=FetchLimits(10_000, 1_000_000),
         )
         body = query.run()
         offsets = {topic: {int(number): at for number, at in each.items()} for topic, each in body.offsets.items()}

@@ -92,7 +92,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "cryptography": ("streams.adapters.snapshot_codec",),
     "duckdb": ("streams.adapters.duckdb_*", "loadtest.peers.store"),
     "fastavro": ("streams.adapters.avro_*",),
-    "faust": ("agents.*", "loadtest.peers.plain_faust"),
+    "faust": ("agents.*", "loadtest.peers.plain_faust", "loadtest.peers.faust_ask"),
     "lz4": ("streams.adapters.clickhouse_*", "streams.adapters.snapshot_codec", "streams.localstack.clickhouse_*"),
     "matplotlib": ("loadtest.profile_report",),
     "mode": ("agents.*",),

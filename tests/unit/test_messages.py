@@ -50,6 +50,7 @@ def test_a_request_survives_the_wire() -> None:
             "sql": "SELECT $a",
             "params": {"a": [1, None, {"x": "ü"}]},
             "key": "k",
+            "partition": 2,
             "deadline_ms": 5,
             "reply_to": "replies",
             "reply_partition": 3,
