@@ -41,6 +41,7 @@ LOOKUP = f"SELECT amount, country FROM {TABLE} WHERE id = $1"
 AGGREGATE = f"SELECT country, count(*), sum(amount), max(amount) FROM {TABLE} GROUP BY country ORDER BY country"
 _WARM_UP = 30
 _CATCH_UP_MS = 120_000
+_FAUST_SECONDS_MAX = 120
 _WORDS = {
     "lookup_ms": "key lookup, idle",
     "aggregate_ms": "aggregate over all rows, idle",
@@ -231,7 +232,10 @@ def _faust(kafka: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "loadtest.peers.faust_ask", "--kafka", kafka]
     command += ["--folder", str(options.data_dir.resolve() / "faust"), "--samples", str(options.samples)]
     command += ["--in-flight", str(options.clients)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_FAUST_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"it did not end within {_FAUST_SECONDS_MAX} s"}
     if done.returncode:
         return {"failed": done.stderr[-500:]}
     measured: dict[str, Any] = orjson.loads(done.stdout.splitlines()[-1])
