@@ -1,7 +1,7 @@
 """`make bench-recovery`: how fast a store worker with a lot of state comes back, and what its snapshots cost.
 
-On a fresh local stack with one store worker, rows of about 450 bytes that hardly compress are published to an upsert
-table of 4 partitions until their stores hold 1 GB. Then, in this order:
+On a fresh local stack with one store worker, rows that hardly compress and take 571 bytes of the file each are
+published to an upsert table of 4 partitions until their stores hold 1 GB. Then, in this order:
 
     idle       writes one after the other, each timed until a query reflects it, while no snapshot is taken
     local      kill -9 -> SERVING again from the local files
@@ -57,7 +57,7 @@ TABLE_SQL = f"""CREATE TABLE {TABLE} (
 #: Random bytes of a payload; as base64 they take a third more, of which DuckDB takes little away.
 _PAYLOAD_BYTES = 330
 #: What one row adds to the file, about; the result has the true size.
-_ROW_BYTES = 470
+_ROW_BYTES = 571
 _GROUP_SECONDS_MAX = 300.0
 _LOOK_SECONDS = 0.02
 #: As often as a worker looks for what is due.

@@ -73,16 +73,17 @@ class DuckDBStore:
         with self._lock:
             return dict(self._partitions)
 
-    def open_partition(self, partition: int) -> PartitionStore:
+    def open_partition(self, partition: int, *, is_checked: bool = False) -> PartitionStore:
         """Locks, checks and attaches the partition's file, creating it and migrating its tables as needed; one that was
-        only released has all that behind it. Idempotent. Raises StoreLockedError, StoreCorruptError.
+        only released has all that behind it, and a file whose every block was checked as it was written, a moment ago,
+        is not read again. Idempotent. Raises StoreLockedError, StoreCorruptError.
         """
         with self._turn_of(partition):
             if opened := self.partitions().get(partition):
                 return self._taken_back(opened)
             file_lock = FileLock(self._directory / f"{partition}.lock")
             try:
-                store = self._attach(partition)
+                store = self._attach(partition, is_checked=is_checked)
             except BaseException:
                 file_lock.release()
                 raise
@@ -195,10 +196,10 @@ class DuckDBStore:
                 self._fenced.remove(store.partition)
             return store
 
-    def _attach(self, partition: int) -> PartitionStore:
+    def _attach(self, partition: int, *, is_checked: bool) -> PartitionStore:
         path, database = self.path_of(partition), f"partition_{partition}"
         discard_unborn(path)
-        unsound = _unsound_blocks(path)
+        unsound = frozenset[int]() if is_checked else _unsound_blocks(path)
         strip_zero_tail(path)
         with self._lock:
             attaching = self._instance.cursor()

@@ -212,10 +212,10 @@ class Recovery:
         """Opens the version in place of the local file, which stays as it is until the version is whole."""
         path = self._store.path_of(partition)
         restored = path.with_name(f"{path.name}.instead")
-        await self._patiently(partition, partial(restore.to, restored))
+        await self._patiently(partition, partial(restore.to, restored, is_synced=False))
         await in_thread(put_aside_unlocked, path, why)
         await in_thread(restored.replace, path)
-        return await in_thread(self._store.open_partition, partition)
+        return await in_thread(partial(self._store.open_partition, partition, is_checked=True))
 
     async def _rebuilt_instead(self, partition: int, log: LogWatermarks, progress: RecoveryProgress) -> _Found:
         if self._rebuilding is None:
@@ -262,8 +262,8 @@ class Recovery:
         for version in versions:
             restore = SnapshotRestore(repository, codec, partition, version, progress)
             try:
-                await self._patiently(partition, partial(restore.to, self._store.path_of(partition)))
-                store = await in_thread(self._store.open_partition, partition)
+                await self._patiently(partition, partial(restore.to, self._store.path_of(partition), is_synced=False))
+                store = await in_thread(partial(self._store.open_partition, partition, is_checked=True))
             except SnapshotKeyError:
                 raise
             except SnapshotCorruptError as error:
@@ -397,8 +397,10 @@ class SnapshotRestore:
         sealed = await self._repository.load_manifest(self._partition, self._version)
         return await in_thread(self._codec.open_manifest, self._partition, self._version, sealed)
 
-    async def to(self, path: Path) -> Manifest:
-        """Puts the version's file at `path` in one step, durably; until then whatever is there stays as it is.
+    async def to(self, path: Path, *, is_synced: bool = True) -> Manifest:
+        """Puts the version's file at `path` in one step, durably if it is synced; until then whatever is there stays
+        as it is. Recovery does not wait for the disk: a file that a power loss tears is found damaged when it is opened
+        next, and the log has what was applied to it since.
 
         Stale write-ahead logs beside it go first: DuckDB would apply them to the restored file."""
         temporary = path.with_name(f"{path.name}.restoring")
@@ -407,7 +409,8 @@ class SnapshotRestore:
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 manifest = await self.check(write=lambda block: _write_all(fd, block))
-                await in_thread(os.fsync, fd)
+                if is_synced:
+                    await in_thread(os.fsync, fd)
             finally:
                 os.close(fd)
             for log in companions(path):

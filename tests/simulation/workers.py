@@ -221,11 +221,11 @@ class SimulatedStore(DuckDBStore):
         self._owns = owns
         self._turns = defaultdict(SimulatedLock)  # type: ignore[arg-type]
 
-    def _attach(self, partition: int) -> PartitionStore:
+    def _attach(self, partition: int, *, is_checked: bool) -> PartitionStore:
         self._process.passes(f"attach {partition}")
         begins = self._disk.coming.pop(partition, None) or {}
         self._disk.begins.update({TopicPartition(topic, partition): begin for topic, begin in begins.items()})
-        return self._observed(super()._attach(partition))
+        return self._observed(super()._attach(partition, is_checked=is_checked))
 
     def _taken_back(self, store: PartitionStore) -> PartitionStore:
         taken = super()._taken_back(store)
