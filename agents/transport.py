@@ -127,6 +127,8 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
 
     async def _commit_quietly(self, positions: Mapping[TP, int]) -> bool:
         consumer = self._ensure_consumer()
+        if _is_joining(consumer):
+            return False
         assigned = consumer.assignment()
         offsets = {
             ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, "") for tp, offset in positions.items() if tp in assigned
@@ -146,8 +148,11 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         await self.call_thread(self._commit_record, tp, offset, metadata)
 
     async def _commit_record(self, tp: TP, offset: int, metadata: str) -> None:
+        consumer = self._ensure_consumer()
+        if _is_joining(consumer):
+            raise SinkFencedError(f"{tp} is being assigned anew")
         try:
-            await self._ensure_consumer().commit({ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, metadata)})
+            await consumer.commit({ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, metadata)})
         except (CommitFailedError, IllegalStateError) as error:
             raise SinkFencedError(f"{tp} now belongs to another member: {error}") from error
         except KafkaError as error:
@@ -167,6 +172,13 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
 
     async def _read_watermarks(self, tps: list[TP]) -> dict[TP, Watermarks]:
         return await read_watermarks(self._ensure_consumer(), tps)
+
+
+def _is_joining(consumer: aiokafka.AIOKafkaConsumer) -> bool:
+    """True from the end of a revoke until the group has assigned anew. A commit would reach the broker behind the
+    request to join, on the same connection and under a generation that has passed by then; aiokafka answers that by
+    joining once more, which starts every partition of every worker anew."""
+    return bool(consumer._coordinator._performed_join_prepare)
 
 
 class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]

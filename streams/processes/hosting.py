@@ -464,7 +464,7 @@ class PartitionHost:
         """A new assignment: starts afresh with these, in the background. Of the files that `suspend` left open, those
         that belong neither to these nor to the `kept` partitions are closed."""
         async with self._assigning:
-            await self._let_go(list(self._hosted))
+            await self._let_go(list(self._hosted), are_kept=True)
             strangers = self._parts.store.partitions().keys() - {*partitions, *kept}
             await all_ended([in_thread(self._parts.store.close_partition, partition) for partition in strangers])
             for partition in sorted(partitions):

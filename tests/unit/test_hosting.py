@@ -171,6 +171,10 @@ async def test_invariant_5_files_stay_open_through_a_rebalance_and_nobody_writes
     assert worker.is_unlocked(1)
     with pytest.raises(StaleEpochError):
         old.checkpoint()
+    await worker.serve(0)  # one assignment after the other, without a revoke in between
+    recovered = worker.hosted().recovered
+    assert recovered is not None
+    assert recovered.rung is Rung.WARM
 
 
 async def test_a_worker_that_is_given_nothing_closes_what_it_had(worker: Worker) -> None:

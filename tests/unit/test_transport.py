@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -17,8 +18,9 @@ from faust.types import TP
 
 from agents import fetched_batches
 from agents.fetched_batches import FETCH_WAIT_MS_MAX, PAUSE_WAITS, ByteBudget, Fetches, drain
-from agents.transport import BatchConsumer
+from agents.transport import BatchConsumer, BatchConsumerThread
 from streams.batches import RECORD_OVERHEAD_BYTES, RecordBatch
+from streams.errors import SinkFencedError
 from streams.limits import GATHERED_BYTES, MIB
 from streams.positions import TopicPartition
 
@@ -304,6 +306,29 @@ async def test_the_broker_gathers_nothing_for_a_consumer_that_does_not_want_it()
     assert fetcher._fetch_min_bytes == 1
 
 
+@pytest.mark.parametrize("is_joining", [False, True])
+async def test_while_the_group_assigns_nothing_is_committed_because_that_would_make_it_assign_once_more(
+    is_joining: bool,
+) -> None:
+    committed: list[Any] = []
+
+    async def commit(offsets: Any) -> None:
+        committed.append(offsets)
+
+    thread: Any = BatchConsumerThread.__new__(BatchConsumerThread)
+    coordinator = SimpleNamespace(_performed_join_prepare=is_joining)
+    thread._consumer = SimpleNamespace(_coordinator=coordinator, assignment=lambda: {FLIGHTS}, commit=commit)
+    assert await thread._commit_quietly({FLIGHTS: 5}) is not is_joining
+    with pytest.raises(SinkFencedError) if is_joining else nullcontext():
+        await thread._commit_record(FLIGHTS, 5, "5:5")
+    assert bool(committed) is not is_joining
+
+
+def test_aiokafka_says_whether_a_member_is_joining() -> None:
+    assert "_performed_join_prepare" in GroupCoordinator.__init__.__code__.co_names
+
+
+@pytest.mark.invariant(5, place="rebalance")
 async def test_invariant_5_what_was_fetched_under_an_earlier_generation_reaches_nobody() -> None:
     """As it does when a worker that was stopped wakes up after its group has gone on."""
     batches = {
