@@ -117,6 +117,10 @@ class SeededLifecycle(Lifecycle):
     """The search starts where the seed says."""
 
 
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7, 8, place="checkpoint")
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7, 8, place="rebalance")
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7, 8, place="recovery")
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7, 8, place="outage")
 def test_no_sequence_of_faults_breaks_an_invariant() -> None:
     run_state_machine_as_test(
         SeededLifecycle,
@@ -137,6 +141,10 @@ def runs() -> Iterator[tuple[int, int]]:
         yield SEED + number, min(CYCLES_PER_RUN, CYCLES - first)
 
 
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7, 8, place="checkpoint")
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7, 8, place="rebalance")
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7, 8, place="recovery")
+@pytest.mark.invariant(1, 2, 3, 4, 5, 6, 7, 8, place="outage")
 @pytest.mark.parametrize(("seed", "cycles"), list(runs()), ids=str)
 def test_everything_is_exact_after_each_kill(seed: int, cycles: int) -> None:
     with closing(Simulation(seed)) as simulation:
