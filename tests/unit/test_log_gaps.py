@@ -140,8 +140,8 @@ class Worker:
         return [number for (number,) in rows]
 
     def kept(self, why: str) -> list[str]:
-        """The files put aside, without their logs."""
-        return [path.name for path in self.folder.glob(f"0.duckdb.{why}-*") if path.suffix != ".wal"]
+        """The files put aside, without their logs and lists of blocks."""
+        return [path.name for path in self.folder.glob(f"0.duckdb.{why}-*") if path.suffix not in (".wal", ".blocks")]
 
 
 @pytest.fixture
