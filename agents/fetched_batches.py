@@ -19,7 +19,7 @@ from aiokafka.consumer.fetcher import READ_COMMITTED, Fetcher, FetchError, Fetch
 from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, KafkaError, OffsetOutOfRangeError
 from faust.types import TP
 
-from streams.batches import Headers, RecordBatch, size_of
+from streams.batches import RecordBatch, headers_of, size_of
 from streams.limits import GATHERED_BYTES, MIB
 from streams.retry import in_words
 
@@ -255,11 +255,6 @@ def _is_hidden(fetched: Any, log_batch: Any) -> bool:
     return bool(log_batch.is_control_batch)
 
 
-def headers_of(record: Any) -> Headers:
-    """Of a record of aiokafka; values may be null in Kafka."""
-    return tuple((name, value or b"") for name, value in record.headers)
-
-
 def _append_records(batch: RecordBatch, log_batch: Any, position: int) -> None:
     """A list at a time: a step per record and list would cost as much as decoding the record."""
     records = list(log_batch)
@@ -278,4 +273,4 @@ def _append_records(batch: RecordBatch, log_batch: Any, position: int) -> None:
     batch.size_bytes += size_of(values, keys)
     for index, record in enumerate(records, appended_from):
         if record.headers:
-            batch.headers[index] = headers_of(record)
+            batch.headers[index] = headers_of(record.headers)

@@ -16,7 +16,7 @@ import aiokafka
 from faust.types import TP
 
 from agents.fetched_batches import ByteBudget, Fetches
-from streams.adapters.kafka_topic_ids import read_topic_ids
+from streams.adapters.kafka_watermarks import read_watermarks
 from streams.batches import RecordBatch
 from streams.limits import MIB
 from streams.ports import Watermarks
@@ -75,8 +75,7 @@ class LogConsumer:
 
     async def watermarks(self, topic_partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Watermarks]:
         """See streams.ports.PartitionLog."""
-        marks = await read_watermarks(self._started(), [_aiokafka(each) for each in topic_partitions])
-        return {TopicPartition(*tp): each for tp, each in marks.items()}
+        return await read_watermarks(self._started(), topic_partitions)
 
     async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:
         """See streams.ports.PartitionLog."""
@@ -127,14 +126,6 @@ class LogConsumer:
     def _started(self) -> aiokafka.AIOKafkaConsumer:
         assert self._consumer is not None, "start first"
         return self._consumer
-
-
-async def read_watermarks(consumer: aiokafka.AIOKafkaConsumer, tps: Collection[Any]) -> dict[Any, Watermarks]:
-    """The low and high watermarks at this moment, and the ids of the topics. Raises KafkaError."""
-    # The ids first: a topic that is created anew in between shows by its offsets, or the next time.
-    topic_ids = await read_topic_ids(consumer._client, {tp.topic for tp in tps})
-    low, high = await asyncio.gather(consumer.beginning_offsets(tps), consumer.end_offsets(tps))
-    return {tp: Watermarks(low[tp], high[tp], topic_ids.get(tp.topic)) for tp in tps}
 
 
 def _aiokafka(topic_partition: TopicPartition) -> aiokafka.TopicPartition:

@@ -29,7 +29,7 @@ from mode import Service
 
 from agents.fetched_batches import ByteBudget, Fetches
 from agents.group_watch import CHECK_SECONDS, GroupWatch, end_for_sure
-from agents.log_consumer import read_watermarks
+from streams.adapters.kafka_watermarks import read_watermarks
 from streams.batches import RecordBatch
 from streams.errors import GroupSilentError, SinkFencedError, SinkUnavailableError
 from streams.ports import Watermarks
@@ -166,12 +166,16 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         record = (await self.call_thread(read, [ensure_aiokafka_TP(tp)])).get(tp)
         return None if record is None or record.offset < 0 else (record.offset, record.metadata)
 
-    async def read_watermarks(self, tps: Collection[TP]) -> dict[TP, Watermarks]:
+    async def read_watermarks(
+        self, topic_partitions: Collection[TopicPartition]
+    ) -> Mapping[TopicPartition, Watermarks]:
         """Low and high watermark of each partition, and the id of its topic."""
-        return await self.call_thread(self._read_watermarks, list(tps))  # type: ignore[no-any-return]
+        return await self.call_thread(self._read_watermarks, topic_partitions)  # type: ignore[no-any-return]
 
-    async def _read_watermarks(self, tps: list[TP]) -> dict[TP, Watermarks]:
-        return await read_watermarks(self._ensure_consumer(), tps)
+    async def _read_watermarks(
+        self, topic_partitions: Collection[TopicPartition]
+    ) -> Mapping[TopicPartition, Watermarks]:
+        return await read_watermarks(self._ensure_consumer(), topic_partitions)
 
 
 def _is_joining(consumer: aiokafka.AIOKafkaConsumer) -> bool:
@@ -253,8 +257,7 @@ class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]
 
     async def watermarks(self, topic_partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Watermarks]:
         """See streams.ports.PartitionLog."""
-        read = await self._thread.read_watermarks([TP(*topic_partition) for topic_partition in topic_partitions])
-        return {TopicPartition(*tp): watermarks for tp, watermarks in read.items()}
+        return await self._thread.read_watermarks(topic_partitions)  # type: ignore[no-any-return]
 
     async def commit_record(self, topic_partition: TopicPartition, offset: int, metadata: str) -> None:
         """See BatchConsumerThread.commit_record."""

@@ -92,6 +92,11 @@ class RecordBatch:
         )
 
 
+def headers_of(headers: Iterable[tuple[str, bytes | None]]) -> Headers:
+    """Of one record, as a consumer gives them: in Kafka their values may be null."""
+    return tuple((name, value or b"") for name, value in headers)
+
+
 def size_of(values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> int:
     """Bytes that records take up in memory, about. Headers, which few records have, are left out."""
     return sum(map(len, filter(None, values))) + sum(map(len, filter(None, keys))) + RECORD_OVERHEAD_BYTES * len(values)

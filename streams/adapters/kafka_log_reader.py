@@ -6,7 +6,6 @@ audit, on its event loop.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from types import TracebackType
@@ -19,7 +18,8 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streams.adapters.kafka_options import kafka_client_options
-from streams.batches import RecordBatch, size_of
+from streams.adapters.kafka_watermarks import read_watermarks
+from streams.batches import RecordBatch, headers_of, size_of
 from streams.config import Settings
 from streams.errors import ConfigurationError, RequestTimeoutError
 from streams.ports import Watermarks
@@ -88,14 +88,10 @@ class KafkaLogReader:
         """What the log holds at this moment. Raises RequestTimeoutError."""
         if not topic_partitions:
             return {}
-        keys = {each: KafkaTopicPartition(*each) for each in topic_partitions}
         try:
-            low, high = await asyncio.gather(
-                self._consumer.beginning_offsets(list(keys.values())), self._consumer.end_offsets(list(keys.values()))
-            )
+            return await read_watermarks(self._consumer, topic_partitions)
         except KafkaError as error:
             raise _unreadable(", ".join(map(str, topic_partitions)), error) from error
-        return {each: Watermarks(low[key], high[key]) for each, key in keys.items()}
 
     async def read(self, topic_partition: TopicPartition, offsets: OffsetRange) -> AsyncIterator[RecordBatch]:
         """The records of the range, as batches that touch one another and cover it.
@@ -130,11 +126,7 @@ def _batch(topic_partition: TopicPartition, first_offset: int, next_offset: int,
         keys=keys,
         offsets=[record.offset for record in records],
         timestamps_ms=[record.timestamp for record in records],
-        headers={
-            index: tuple((name, value or b"") for name, value in record.headers)
-            for index, record in enumerate(records)
-            if record.headers
-        },
+        headers={index: headers_of(record.headers) for index, record in enumerate(records) if record.headers},
         size_bytes=size_of(values, keys),
     )
 

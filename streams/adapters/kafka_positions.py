@@ -16,6 +16,7 @@ from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
 from streams.adapters.kafka_intents import metadata_of
 from streams.adapters.kafka_options import kafka_client_options
+from streams.adapters.kafka_watermarks import read_watermarks
 from streams.config import Settings
 from streams.errors import RebuildRefusedError, SinkUnavailableError
 from streams.ports import Watermarks
@@ -47,10 +48,8 @@ class GroupPositions:
 
     async def watermarks(self, topic_partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Watermarks]:
         """Where the log begins and ends."""
-        tps = [KafkaTopicPartition(*each) for each in topic_partitions]
         async with self._consumer() as consumer:
-            low, high = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
-        return {TopicPartition(*tp): Watermarks(low[tp], high[tp]) for tp in tps}
+            return await read_watermarks(consumer, topic_partitions)
 
     async def set(self, positions: Mapping[TopicPartition, int]) -> None:
         """Deliveries go on there and nothing is under way. Raises RebuildRefusedError if the group has members."""

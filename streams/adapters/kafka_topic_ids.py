@@ -2,7 +2,7 @@
 
 A topic that was deleted and created again has its old name, offsets that start anew, and another id. aiokafka speaks
 version 5 of the Metadata API and librdkafka's admin client would be a second driver in every worker, so version 12 of
-that API (Kafka 3.1 and newer) is described here. Called by agents/transport.py with the consumer's own connection.
+that API (Kafka 3.1 and newer) is described here. Called by kafka_watermarks with a consumer's own connection.
 """
 
 from __future__ import annotations

@@ -78,6 +78,11 @@ class HostingParts:
     drill: Callable[[int], Awaitable[DrillReport | None]] | None = None
     threads: Executor = field(default_factory=ingestion_threads)
 
+    def topic_partitions(self, partition: int) -> list[TopicPartition]:
+        """The partition of every table topic that has it."""
+        tables = self.catalog.tables
+        return [TopicPartition(table.topic, partition) for table in tables if partition < table.partitions]
+
 
 class HostedPartition:
     """One partition under one assignment.
@@ -129,8 +134,7 @@ class HostedPartition:
     @property
     def topic_partitions(self) -> list[TopicPartition]:
         """This partition of every table topic that has it."""
-        tables = self._parts.catalog.tables
-        return [TopicPartition(table.topic, self.partition) for table in tables if self.partition < table.partitions]
+        return self._parts.topic_partitions(self.partition)
 
     @property
     def lag(self) -> int:

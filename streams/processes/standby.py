@@ -90,8 +90,7 @@ class Standby:
     @property
     def topic_partitions(self) -> list[TopicPartition]:
         """This partition of every table topic that has it."""
-        tables = self._parts.catalog.tables
-        return [TopicPartition(table.topic, self.partition) for table in tables if self.partition < table.partitions]
+        return self._parts.topic_partitions(self.partition)
 
     def submit(self, batch: RecordBatch) -> None:
         """Queues what of the batch continues the log."""
