@@ -82,6 +82,11 @@ def quote(identifier: str) -> str:
     return "`" + identifier.replace("\\", "\\\\").replace("`", "\\`") + "`"
 
 
+def quote_text(value: str) -> str:
+    """A text as ClickHouse reads it, whatever it holds."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def clickhouse_type(column: Column | ColumnType) -> str:
     """The type as ClickHouse spells it; of a column with its nullability, of a bare type without."""
     if isinstance(column, Column):
@@ -125,7 +130,7 @@ def create_table_statements(table: TableDefinition, *, database: str, cluster: s
     if not cluster:
         return [create_table_sql(table, database=database)]
     name, local = (_qualified(table, database, suffix) for suffix in ("", LOCAL_SUFFIX))
-    distributed = ", ".join(_text(part) for part in (cluster, database, table.name + LOCAL_SUFFIX))
+    distributed = ", ".join(quote_text(part) for part in (cluster, database, table.name + LOCAL_SUFFIX))
     return [
         create_table_sql(table, database=database, cluster=cluster),
         f"CREATE TABLE IF NOT EXISTS {name}{on_cluster(cluster)} AS {local} "
@@ -135,7 +140,7 @@ def create_table_statements(table: TableDefinition, *, database: str, cluster: s
 
 def on_cluster(cluster: str) -> str:
     """What follows the name in a statement for all servers of the cluster; empty without one."""
-    return f" ON CLUSTER {_text(cluster)}" if cluster else ""
+    return f" ON CLUSTER {quote_text(cluster)}" if cluster else ""
 
 
 def create_table_sql(
@@ -199,10 +204,6 @@ def codec_sql(column: Column) -> str:
 def _qualified(table: TableDefinition, database: str | None, suffix: str = "") -> str:
     name = quote(table.name + suffix)
     return f"{quote(database)}.{name}" if database else name
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _nullable_type(column_type: ColumnType) -> str:

@@ -17,6 +17,11 @@ def quote(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
+def quote_text(value: object) -> str:
+    """A text as DuckDB reads it, whatever it holds."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
 def duckdb_type(column_type: ColumnType) -> str:
     """The type as DuckDB spells it."""
     if isinstance(column_type, ArrayType):

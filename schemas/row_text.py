@@ -15,7 +15,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from schemas.clickhouse_ddl import quote as quote_clickhouse
+from schemas.clickhouse_ddl import quote_text as clickhouse_text
 from schemas.duckdb_ddl import quote as quote_duckdb
+from schemas.duckdb_ddl import quote_text as duckdb_text
 from schemas.table import ArrayType, ColumnType, ScalarKind, ScalarType, StructType, TableDefinition
 
 #: How a value that is not null becomes text, where it is not simply its digits or characters.
@@ -99,7 +101,8 @@ def _duckdb_field(value: str, kind: ColumnType, depth: int = 0) -> str:
         return f"concat('[', coalesce(len({value}), 0), ':', array_to_string({texts}, ''), ']')"
     if isinstance(kind, StructType):
         fields = [
-            _duckdb_field(f"struct_extract({value}, '{_inside(each.name)}')", each.type, depth) for each in kind.fields
+            _duckdb_field(f"struct_extract({value}, {duckdb_text(each.name)})", each.type, depth)
+            for each in kind.fields
         ]
         return f"concat('(', {', '.join(fields)}, ')')"
     text = _DUCKDB.get(kind.kind, "{}::VARCHAR").format(value)
@@ -113,7 +116,7 @@ def _clickhouse_field(value: str, kind: ColumnType, *, is_nullable: bool = True,
         return f"concat('[', toString(length({value})), ':', arrayStringConcat({texts}), ']')"
     if isinstance(kind, StructType):
         fields = [
-            _clickhouse_field(f"tupleElement({value}, '{_inside(each.name, backslash=True)}')", each.type, depth=depth)
+            _clickhouse_field(f"tupleElement({value}, {clickhouse_text(each.name)})", each.type, depth=depth)
             for each in kind.fields
         ]
         return f"concat('(', {', '.join(fields)}, ')')"
@@ -128,8 +131,3 @@ def _clickhouse_text(value: str, kind: ScalarType) -> str:
     else:
         text = _CLICKHOUSE.get(kind.kind, "toString({})").format(value)
     return f"concat(toString(length({text})), ':', {text})"
-
-
-def _inside(name: str, *, backslash: bool = False) -> str:
-    """The inside of an SQL string literal."""
-    return (name.replace("\\", "\\\\") if backslash else name).replace("'", "''")

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.arrow_schema import deletes_schema, rows_schema
-from schemas.duckdb_ddl import duckdb_type, quote
+from schemas.duckdb_ddl import duckdb_type, quote, quote_text
 from schemas.table import Column, ScalarKind, ScalarType, StructType, TableDefinition
 from streams.adapters.exact_decoder import (
     ExactDecoder,
@@ -242,9 +242,9 @@ def _odd_rows(values: Sequence[bytes]) -> set[int]:
 
 def _culprit_condition(table: TableDefinition) -> str:
     """SQL that holds for records that the strict reader would refuse. It may err: then the piece is halved instead."""
-    structure = json.dumps({column.name: "JSON" for column in table.columns}).replace("'", "''")
+    structure = json.dumps({column.name: "JSON" for column in table.columns})
     fine = " AND ".join(_fine(column, f"(document.{quote(column.name)}::VARCHAR)") for column in table.columns)
-    return f"(SELECT NOT ({fine}) FROM (SELECT from_json(value, '{structure}') AS document))"
+    return f"(SELECT NOT ({fine}) FROM (SELECT from_json(value, {quote_text(structure)}) AS document))"
 
 
 def _fine(column: Column, text: str) -> str:

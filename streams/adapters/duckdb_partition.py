@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.catalog import Catalog
-from schemas.duckdb_ddl import duckdb_type, quote
+from schemas.duckdb_ddl import duckdb_type, quote, quote_text
 from schemas.table import METADATA_COLUMNS, TableDefinition
 from streams.adapters.duckdb_file import write_block_list
 from streams.errors import LogGapError, StaleEpochError, StoreError
@@ -496,18 +496,13 @@ def used_blocks(connection: duckdb.DuckDBPyConnection, database: str) -> frozens
     ).fetchall()
     selects = [f"SELECT block_id FROM pragma_metadata_info('{database}')"]
     for schema, table in tables:
-        segments = f"pragma_storage_info('{_text(f'{database}.{quote(schema)}.{quote(table)}')}')"
+        segments = f"pragma_storage_info({quote_text(f'{database}.{quote(schema)}.{quote(table)}')})"
         selects += [
             f"SELECT block_id FROM {segments} WHERE persistent",
             f"SELECT unnest(additional_block_ids) FROM {segments}",
         ]
     found = connection.execute(f"SELECT DISTINCT block_id FROM ({' UNION ALL '.join(selects)}) WHERE block_id >= 0")
     return frozenset(block for (block,) in found.fetchall())
-
-
-def _text(value: str) -> str:
-    """The inside of an SQL string literal."""
-    return value.replace("'", "''")
 
 
 def _hash_of(content: object) -> str:

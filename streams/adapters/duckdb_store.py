@@ -18,7 +18,7 @@ from pathlib import Path
 import duckdb
 
 from schemas.catalog import Catalog
-from schemas.duckdb_ddl import create_table_sql, duckdb_type, migration_sql, quote
+from schemas.duckdb_ddl import create_table_sql, duckdb_type, migration_sql, quote, quote_text
 from schemas.table import METADATA_COLUMNS, TableDefinition
 from streams.adapters.duckdb_dialect import LEDGER_VIEW
 from streams.adapters.duckdb_file import (
@@ -205,7 +205,7 @@ class DuckDBStore:
             attaching = self._instance.cursor()
         try:
             # Replays the write-ahead log, which may take a while: on a cursor of its own, so that nobody waits for it.
-            attaching.execute(f"ATTACH '{_text(path)}' AS {database} (STORAGE_VERSION '{_STORAGE_VERSION}')")
+            attaching.execute(f"ATTACH {quote_text(path)} AS {database} (STORAGE_VERSION '{_STORAGE_VERSION}')")
         except duckdb.Error as error:
             if _STILL_OPEN.search(str(error)):
                 raise StoreLockedError(f"{path}: {error}", hint="a query may still be reading it: retry") from error
@@ -247,7 +247,7 @@ class DuckDBStore:
                 if newest is None or number > newest:
                     if newest is not None:
                         statements += migration_sql(table, number, qualified_name=target)
-                    statements.append(f"INSERT INTO {own}.migrations VALUES ('{_text(table.name)}', {number})")
+                    statements.append(f"INSERT INTO {own}.migrations VALUES ({quote_text(table.name)}, {number})")
         return statements
 
     def _applied_migrations(self, database: str) -> dict[str, int]:
@@ -293,7 +293,7 @@ def _open_instance(directory: Path, memory_limit: str, threads: int) -> duckdb.D
     for statement in (
         "PRAGMA disable_checkpoint_on_shutdown",
         "SET GLOBAL TimeZone = 'UTC'",
-        f"SET allowed_directories = ['{_text(directory)}']",
+        f"SET allowed_directories = [{quote_text(directory)}]",
         "SET enable_external_access = false",
         "SET lock_configuration = true",
     ):
@@ -358,8 +358,3 @@ def _partitions_view_sql(scope: str, stores: list[PartitionStore]) -> str:
         f"CREATE OR REPLACE VIEW memory.{quote(scope)}._partitions"
         f" AS SELECT unnest({partitions}::INTEGER[]) AS partition"
     )
-
-
-def _text(value: object) -> str:
-    """The inside of an SQL string literal."""
-    return str(value).replace("'", "''")
