@@ -43,11 +43,15 @@ Each error says what happened in its message and what to do about it in `hint`.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING, Self
 
 # Re-exported: the root lives in schemas/, which imports nothing of streams/.
 from schemas.errors import ConfigurationError as ConfigurationError
 from schemas.errors import PintailError as PintailError
 from schemas.errors import TableFileError as TableFileError
+
+if TYPE_CHECKING:  # its room loads Arrow, which not every error needs
+    from schemas.messages import Refusal
 
 
 class TopicShapeError(ConfigurationError):
@@ -216,6 +220,17 @@ class QueryRefusedError(PintailError):
         self.retriable = retriable  # type: ignore[misc]  # a refusal decides per case
         #: Asking again earlier is of no use; None if nothing is known.
         self.retry_after_ms = retry_after_ms
+
+    @classmethod
+    def of(cls, refusal: Refusal, where: str = "") -> Self:
+        """The error for a refusal that came as a reply; `where` comes before its message."""
+        return cls(
+            f"{where}{refusal.message}",
+            code=refusal.code,
+            hint=refusal.hint,
+            retriable=refusal.retriable,
+            retry_after_ms=refusal.retry_after_ms,
+        )
 
 
 class PublishingError(PintailError):

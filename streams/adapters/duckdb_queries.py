@@ -24,15 +24,14 @@ from schemas.messages import (
     AnswerFormat,
     AnswerHead,
     QueryRequest,
-    RefusalCode,
     serialise_answer,
     serialise_arrow_answer,
 )
 from streams.adapters.duckdb_dialect import LEDGER_VIEW
 from streams.adapters.duckdb_guard import GuardedQuery, QueryGuard
-from streams.adapters.duckdb_refusals import refusal_of, too_many_bytes, too_many_rows
+from streams.adapters.duckdb_refusals import not_serving, refusal_of, too_many_bytes, too_many_rows
 from streams.adapters.duckdb_values import row_encoder
-from streams.errors import QueryRefusedError, StoreError
+from streams.errors import StoreError
 
 #: Rows fetched at a time; one DuckDB vector, so that a chunk over the byte limit stays small.
 _CHUNK_ROWS = 2_048
@@ -189,7 +188,7 @@ class RunningQuery(Interruptible):
         try:
             return self._store.query_cursor(self._partition)
         except (StoreError, duckdb.Error) as error:
-            raise _no_state(f"the store has no queryable state: {error}") from error
+            raise not_serving(f"the store has no queryable state: {error}") from error
 
     def _begin(self, cursor: duckdb.DuckDBPyConnection, query: GuardedQuery) -> dict[str, dict[str, int]]:
         """Begins the transaction and reads in it what the answer reflects: 0 where the store has not consumed anything
@@ -200,7 +199,7 @@ class RunningQuery(Interruptible):
         read = _ONE_BEGINS if self._partition is not None else _ALL_BEGIN
         positions: list[tuple[int, str | None, int]] = cursor.execute(read).fetchall()
         if self._partition is None and {partition for partition, topic, _ in positions if topic is None} != self.scope:
-            raise _no_state("the partitions of this worker are changing")
+            raise not_serving("the partitions of this worker are changing")
         topics = [self._catalog.by_name(table).topic for table in query.tables]
         offsets = {topic: dict.fromkeys(map(str, sorted(self.scope)), 0) for topic in topics}
         for partition, topic, next_offset in positions:
@@ -264,9 +263,3 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
 def columns_of(cursor: duckdb.DuckDBPyConnection) -> list[AnswerColumn]:
     """Of the statement that the cursor executed last."""
     return [AnswerColumn(name=name, type=str(kind)) for name, kind, *_ in cursor.description]
-
-
-def _no_state(message: str) -> QueryRefusedError:
-    return QueryRefusedError(
-        message, code=RefusalCode.NOT_SERVING, hint="ask again: the partition is on its way to SERVING", retriable=True
-    )

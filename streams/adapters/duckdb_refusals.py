@@ -82,3 +82,10 @@ def too_many_bytes(bytes_max: int) -> QueryRefusedError:
         code=RefusalCode.TOO_MANY_BYTES,
         hint="select less; limits.bytes of the request and query_answer_bytes_max of the worker cap it",
     )
+
+
+def not_serving(message: str) -> QueryRefusedError:
+    """What was asked for is not SERVING here, and will be here or elsewhere."""
+    return QueryRefusedError(
+        message, code=RefusalCode.NOT_SERVING, hint="ask again: the partition is on its way to SERVING", retriable=True
+    )

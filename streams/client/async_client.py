@@ -164,9 +164,9 @@ class AsyncClient:
                 raise refused or late from None  # an earlier refusal says more than the clock
             if not isinstance(reply, Refusal):
                 return Answer.of(reply)
-            refused = QueryRefusedError(reply.message, code=reply.code, hint=reply.hint, retriable=reply.retriable)
-            wait = max(pause * random.uniform(0.5, 1), (reply.retry_after_ms or 0) / 1000)  # noqa: S311
-            if not reply.retriable or _now() + wait >= deadline:
+            refused = QueryRefusedError.of(reply)
+            wait = max(pause * random.uniform(0.5, 1), (refused.retry_after_ms or 0) / 1000)  # noqa: S311
+            if not refused.retriable or _now() + wait >= deadline:
                 raise refused
             await asyncio.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -38,9 +38,9 @@ from schemas.messages import (
     serialise_refusal,
 )
 from streams import telemetry
-from streams.adapters.duckdb_merge import DuckDBMerger
+from streams.adapters.duckdb_merge import DuckDBMerger, Plan
 from streams.adapters.duckdb_queries import AnswerBody, DuckDBQueries, FetchLimits, Interruptible, QueryCursors
-from streams.adapters.duckdb_refusals import too_many_bytes
+from streams.adapters.duckdb_refusals import not_serving, too_many_bytes
 from streams.adapters.kafka_partitioner import partition_of
 from streams.batches import Headers
 from streams.config import Settings
@@ -261,8 +261,7 @@ class QueryService:
         request, own = accepted.request, self._scope(accepted)
         waited_ms = (_loop_time() - accepted.started) * 1000
         accepted.doing = "gathering what other workers hold"
-        guarded = self._queries.check(request)
-        plan = await asyncio.get_running_loop().run_in_executor(self._threads, self._merger.plan, request, guarded)
+        plan = await asyncio.get_running_loop().run_in_executor(self._threads, self._plan, request)
         try:
             gathered = await gather(
                 plan,
@@ -293,6 +292,10 @@ class QueryService:
         executed_ms = (_loop_time() - accepted.started) * 1000 - waited_ms
         whole = replace(body, offsets=gathered.offsets, executed_ms=executed_ms)
         return self._reply(envelope, accepted, whole, gathered.epochs, waited_ms)
+
+    def _plan(self, request: QueryRequest) -> Plan:
+        """On a thread: to check and to plan takes DuckDB milliseconds, in which the loop has others to answer."""
+        return self._merger.plan(request, self._queries.check(request))
 
     def _accept(self, envelope: RequestEnvelope, incoming: IncomingRequest) -> _Accepted:
         """Validates the request and starts its clock."""
@@ -353,7 +356,7 @@ class QueryService:
         if asked is None and arrived_at in serving:
             return dict(sorted(serving.items()))
         if asked in (None, arrived_at) or arrived_at not in serving:
-            raise _not_serving(f"partition {arrived_at} is recovering on this worker")
+            raise not_serving(f"partition {arrived_at} is recovering on this worker")
         key = accepted.request.key
         raise QueryRefusedError(
             f"{'' if key is None else f'key {_quoted(key)} belongs to '}partition {asked}"
@@ -379,12 +382,12 @@ class QueryService:
                 try:
                     await self._state.wait_until_applied(partition, topic, offset)
                 except StoreError as error:
-                    raise _not_serving(error.message) from error
+                    raise not_serving(error.message) from error
 
     def _check_still_serving(self, accepted: _Accepted, epochs: Mapping[int, int]) -> None:
         """Refuses an answer from partitions that moved, or moved away and back, while the query ran (invariant 5)."""
         if self._scope(accepted) != epochs:
-            raise _not_serving("a partition was assigned anew while the query ran")
+            raise not_serving("a partition was assigned anew while the query ran")
 
     def _scope_of_slot(self, accepted: _Accepted) -> dict[int, int]:
         """The scope as it is once the slot is there; gives the slot back if that refuses."""
@@ -537,12 +540,6 @@ def _to_asker(envelope: RequestEnvelope, value: bytes, answer_format: AnswerForm
         key=(envelope.id or "").encode(),
         value=value,
         headers=((FORMAT_HEADER, answer_format.encode()), (STATUS_HEADER, status.encode())),
-    )
-
-
-def _not_serving(message: str) -> QueryRefusedError:
-    return QueryRefusedError(
-        message, code=RefusalCode.NOT_SERVING, hint="ask again: the partition is on its way to SERVING", retriable=True
     )
 
 

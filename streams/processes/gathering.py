@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -46,7 +46,7 @@ _WAY_BACK_MS_MAX = 50
 
 
 #: The contribution of the partition that the request names. Raises QueryRefusedError.
-AskForPart = Callable[[QueryRequest], Awaitable[ArrowAnswer]]
+AskForPart = Callable[[QueryRequest], Coroutine[Any, Any, ArrowAnswer]]
 
 
 class Sending(Protocol):
@@ -81,13 +81,7 @@ class PartExchange:
         key = asked.id.encode()
         self._waiting[key] = asyncio.get_running_loop().create_future()
         try:
-            await self._send(
-                self._settings.query_topic,
-                value=serialise_request(asked),
-                key=None,
-                partition=asked.partition,
-                headers=(),
-            )
+            await self._send_to_owner(asked, serialise_request(asked))
             value, headers = await self._waiting[key]
         except asyncio.CancelledError:
             self._cancel(asked)
@@ -101,21 +95,17 @@ class PartExchange:
         if isinstance(reply, ArrowAnswer):
             return reply
         assert isinstance(reply, Refusal), "a part is asked for in Arrow"
-        raise _refused(reply, f"partition {asked.partition}: ")
+        raise QueryRefusedError.of(reply, f"partition {asked.partition}: ")
 
     def _cancel(self, asked: QueryRequest) -> None:
         """Nobody waits for this part any more: its owner need not go on."""
-        sending = asyncio.ensure_future(
-            self._send(
-                self._settings.query_topic,
-                value=serialise_cancellation(asked),
-                key=None,
-                partition=asked.partition,
-                headers=(),
-            )
-        )
+        sending = asyncio.create_task(self._send_to_owner(asked, serialise_cancellation(asked)))
         self._cancelling.add(sending)
         sending.add_done_callback(self._cancelling.discard)
+
+    async def _send_to_owner(self, asked: QueryRequest, value: bytes) -> None:
+        topic = self._settings.query_topic
+        await self._send(topic, value=value, key=None, partition=asked.partition, headers=())
 
     def deliver(self, batch: RecordBatch) -> None:
         """Hands replies to those who wait for them. Others' on the same partition are recognised by their key."""
@@ -143,7 +133,7 @@ async def gather(
     partitions_total: int,
     deadline: float,
     ask: AskForPart,
-    run: Callable[[QueryRequest], Awaitable[AnswerBody]],
+    run: Callable[[QueryRequest], Coroutine[Any, Any, AnswerBody]],
 ) -> Gathered:
     """Asks `ask` for the partitions of others, and `run` for those of `own` (partition -> epoch).
 
@@ -166,21 +156,11 @@ async def gather(
     try:
         async with asyncio.TaskGroup() as group:
             for part in parts:
-                asked += [
-                    group.create_task(_asked(ask, _part_of(part, partition, request, deadline))) for partition in others
-                ]
-                ran.append(group.create_task(_ran(run, part)))
+                asked += [group.create_task(ask(_part_of(part, partition, request, deadline))) for partition in others]
+                ran.append(group.create_task(run(part)))
     except* QueryRefusedError as refusals:
         raise _as_one(refusals, plan) from None
     return _together(parts, others, [task.result() for task in asked], [task.result() for task in ran], plan, own)
-
-
-async def _asked(ask: AskForPart, part: QueryRequest) -> ArrowAnswer:
-    return await ask(part)
-
-
-async def _ran(run: Callable[[QueryRequest], Awaitable[AnswerBody]], part: QueryRequest) -> AnswerBody:
-    return await run(part)
 
 
 def _part_of(part: QueryRequest, partition: int, whole: QueryRequest, deadline: float) -> QueryRequest:
@@ -230,13 +210,3 @@ def _as_one(refusals: ExceptionGroup[QueryRefusedError], plan: Plan) -> QueryRef
     if worst.code == RefusalCode.TOO_MANY_BYTES:
         return too_much_to_gather(plan, QUERY_PART_BYTES_MAX)
     return worst
-
-
-def _refused(refusal: Refusal, where: str) -> QueryRefusedError:
-    return QueryRefusedError(
-        f"{where}{refusal.message}",
-        code=refusal.code,
-        hint=refusal.hint,
-        retriable=refusal.retriable,
-        retry_after_ms=refusal.retry_after_ms,
-    )
