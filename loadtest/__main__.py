@@ -17,6 +17,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.bench_command import report_on, say_on
 from loadtest.machine import machine
 from loadtest.profile_report import RESULTS_DIR, bounds_of, write_results
 from loadtest.profile_run import as_result, run_profile
@@ -48,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             options.data_dir,
             scale=options.scale,
             seconds=options.seconds,
-            say=lambda text: console.print(text, markup=False),
-            report=lambda name, state, detail: console.print(f"{name} {state} {detail}", style="dim", markup=False),
+            say=say_on(console),
+            report=report_on(console),
         )
     except PintailError as error:
         console.print(f"{error.message}\n  -> {error.hint}", style="red", markup=False)

@@ -12,16 +12,15 @@ import argparse
 import os
 import shutil
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.bench_command import BenchParser, head_of_result, publish_result, report_on, say_on
 from loadtest.bench_measures import TABLES, StoreBench
-from loadtest.machine import machine, machine_in_words
+from loadtest.machine import machine_in_words
 from loadtest.peers.process import run_peer
 from loadtest.peers.store import StoredRows
 from schemas.catalog import load_catalog
@@ -36,27 +35,18 @@ EVENTS_DEFAULT = 1_000_000
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="make bench", description="Measure one store worker on this machine.")
+    parser = BenchParser("bench", "Measure one store worker on this machine.", data_dir=DATA_DIR_DEFAULT)
     parser.add_argument("--events", type=int, default=EVENTS_DEFAULT, help="size of each backlog [%(default)s]")
     parser.add_argument("--samples", type=int, default=300, help="of each latency [%(default)s]")
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR_DEFAULT, help="a new folder, removed afterwards")
-    parser.add_argument("--output", type=Path, help="also write the result to this file")
-    parser.add_argument("--note", default="", help="kept with the result, such as what else the machine was doing")
-    options = parser.parse_args(arguments)
-    if options.data_dir.exists():
-        parser.error(f"{options.data_dir} exists; remove it or choose another folder with --data-dir")
+    options = parser.parse_bench(arguments)
     console = Console(stderr=True, highlight=False)
-    result = {"machine": machine(), "note": options.note, "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    result = head_of_result(options.note)
     try:
         result |= _measure(options, console)
     finally:
         shutil.rmtree(options.data_dir, ignore_errors=True)
     _print(result)
-    encoded = orjson.dumps(result)
-    print(encoded.decode())
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+    publish_result(result, options.output)
     return 0
 
 
@@ -67,12 +57,12 @@ def _measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         StackOptions(
             services=("kafka", "redis"), store_workers=1, worker_environment={"PINTAIL_TABLES_DIR": str(TABLES)}
         ),
-        report=lambda name, state, detail: console.print(f"{name} {state} {detail}", style="dim", markup=False),
+        report=report_on(console),
     )
     result: dict[str, Any] = {"events": options.events, "samples": options.samples, "drain": {}}
     with stack:
         os.environ.update(stack.settings_environment())
-        bench = StoreBench(stack, catalog, say=lambda text: console.print(text, markup=False))
+        bench = StoreBench(stack, catalog, say=say_on(console))
         for table in catalog.tables:
             drained = bench.drain(table, options.events)
             peer = _peer(stack, table, options.events)

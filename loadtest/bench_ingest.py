@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.bench_command import BenchParser, head_of_result, publish_result, report_on, say_on
 from loadtest.ingest_contest import IngestContest, Prefix
-from loadtest.machine import machine, machine_in_words
+from loadtest.machine import machine_in_words
 
 DATA_DIR_DEFAULT = Path(".pintail/bench-ingest")
 ENVIRONMENTS_DIR = Path(".pintail/peers")
@@ -47,9 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     console = Console(stderr=True, highlight=False)
     result: dict[str, Any] = {
-        "machine": machine(),
-        "note": options.note,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **head_of_result(options.note),
         "events": options.events,
         "partitions": options.partitions,
         "keys": "text" if options.text_keys else "integer",
@@ -61,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
             events=options.events,
             partitions=options.partitions,
             text_ids=options.text_keys,
-            say=lambda text: console.print(text, markup=False),
-            report=lambda name, state, detail: console.print(f"{name} {state} {detail}", style="dim", markup=False),
+            say=say_on(console),
+            report=report_on(console),
         ) as contest:
             result["publishing_seconds"] = contest.publish()
             result["drains"] = _growth(contest, options) if options.growth else _contest(contest, options)
@@ -71,17 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(options.data_dir, ignore_errors=True)
     result |= ratios(result["drains"])
     _print(result)
-    print(orjson.dumps(result).decode())
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+    publish_result(result, options.output)
     return 1 if result["faults"] else 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="make bench-ingest", description="Drain one topic with Pintail and its peers."
-    )
+    parser = BenchParser("bench-ingest", "Drain one topic with Pintail and its peers.", data_dir=DATA_DIR_DEFAULT)
     add = parser.add_argument
     add("--events", type=int, help=f"in the topic [{EVENTS_DEFAULT:,}; with --growth {GROWTH_EVENTS_DEFAULT:,}]")
     add("--partitions", type=int, default=8, help="of the topic [%(default)s]")
@@ -90,13 +82,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--without", choices=PEERS, nargs="*", default=[], help="leave these out")
     add("--peer-events", type=int, default=200_000, help="Faust and Quix drain so many at most [%(default)s]")
     add("--peer-seconds", type=float, default=60.0, help="peers drain for so long at most [%(default)s]")
-    add("--data-dir", type=Path, default=DATA_DIR_DEFAULT, help="a new folder, removed afterwards [%(default)s]")
-    add("--output", type=Path, help="also write the result to this file")
-    add("--note", default="", help="kept with the result, such as what else the machine was doing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_bench(arguments)
     options.events = options.events or (GROWTH_EVENTS_DEFAULT if options.growth else EVENTS_DEFAULT)
-    if options.data_dir.exists():
-        parser.error(f"{options.data_dir} exists; remove it or choose another folder with --data-dir")
     return options
 
 

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -25,8 +24,9 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.bench_command import BenchParser, head_of_result, publish_result, report_on
 from loadtest.latencies import percentiles
-from loadtest.machine import machine, machine_in_words
+from loadtest.machine import machine_in_words
 from loadtest.open_loop import Event, OpenLoopSender, Phase
 from loadtest.orders import Slice, expected_totals, key_of, order_of, orders, slices, table_sql, value_of
 from loadtest.preload import preload
@@ -54,22 +54,15 @@ _WORDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="make bench-query", description="Measure answers over the query topic.")
+    parser = BenchParser("bench-query", "Measure answers over the query topic.", data_dir=DATA_DIR_DEFAULT)
     parser.add_argument("--rows", type=int, default=1_000_000, help="events in the table's topic [%(default)s]")
     parser.add_argument("--samples", type=int, default=500, help="of each latency [%(default)s]")
     parser.add_argument("--clients", type=int, default=1_000, help="with a request in flight [%(default)s]")
     parser.add_argument("--rate", type=int, default=100_000, help="events per second while asking [%(default)s]")
     parser.add_argument("--seconds", type=float, default=10.0, help="of writing [%(default)s]")
-    parser.add_argument("--data-dir", type=Path, default=DATA_DIR_DEFAULT, help="a new folder, removed afterwards")
-    parser.add_argument("--output", type=Path, help="also write the result to this file")
-    parser.add_argument("--note", default="", help="kept with the result")
-    options = parser.parse_args(arguments)
-    if options.data_dir.exists():
-        parser.error(f"{options.data_dir} exists; remove it or choose another folder with --data-dir")
+    options = parser.parse_bench(arguments)
     result: dict[str, Any] = {
-        "machine": machine(),
-        "note": options.note,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **head_of_result(options.note),
         "rows": options.rows,
     }
     try:
@@ -77,10 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         shutil.rmtree(options.data_dir, ignore_errors=True)
     _print(result)
-    print(orjson.dumps(result).decode())
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+    publish_result(result, options.output)
     return 1 if result["many"]["lost"] else 0
 
 
@@ -93,7 +83,7 @@ def _measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         StackOptions(
             services=("kafka", "redis"), store_workers=1, worker_environment={"PINTAIL_TABLES_DIR": str(tables)}
         ),
-        report=lambda name, state, detail: console.print(f"{name} {state} {detail}", style="dim", markup=False),
+        report=report_on(console),
     )
     with stack:
         kafka = stack.addresses["kafka"]

@@ -27,17 +27,16 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.bench_command import BenchParser, head_of_result, publish_result, say_on
 from loadtest.latencies import percentiles
-from loadtest.machine import machine, machine_in_words
+from loadtest.machine import machine_in_words
 from loadtest.observers import ObservationError, WorkerPages, wait_until
 from loadtest.preload import Records, high_watermarks, preload
 from loadtest.publisher import Publisher
@@ -85,39 +84,29 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     console = Console(stderr=True, highlight=False)
     result: dict[str, Any] = {
-        "machine": machine(),
-        "note": options.note,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **head_of_result(options.note),
         "rows": options.rows,
     }
     try:
-        result |= _measure(options, lambda text: console.print(text, markup=False))
+        result |= _measure(options, say_on(console))
     finally:
         shutil.rmtree(options.data_dir, ignore_errors=True)
     result["targets_met"] = {name: result[name] <= target for name, target in TARGETS.items()}
     _print(result)
-    print(orjson.dumps(result).decode())
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+    publish_result(result, options.output)
     is_missed = options.strict and False in result["targets_met"].values()
     return 1 if result["faults"] or is_missed else 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make bench-recovery", description="Measure recovery and snapshots.")
+    parser = BenchParser("bench-recovery", "Measure recovery and snapshots.", data_dir=DATA_DIR_DEFAULT)
     add = parser.add_argument
     add("--gigabytes", type=float, default=1.0, help="of state, all partitions together [%(default)s]")
     add("--rows", type=int, help="so many rows instead")
     add("--samples", type=int, default=500, help="of each latency [%(default)s]")
-    add("--data-dir", type=Path, default=DATA_DIR_DEFAULT, help="a new folder, removed afterwards [%(default)s]")
-    add("--output", type=Path, help="also write the result to this file")
     add("--strict", action="store_true", help="exit status 1 if a target is missed")
-    add("--note", default="", help="kept with the result, such as what else the machine was doing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_bench(arguments)
     options.rows = options.rows or int(options.gigabytes * 10**9 / _ROW_BYTES)
-    if options.data_dir.exists():
-        parser.error(f"{options.data_dir} exists; remove it or choose another folder with --data-dir")
     return options
 
 

@@ -14,37 +14,31 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.machine import machine, machine_in_words
+from loadtest.bench_command import BenchParser, head_of_result, publish_result, report_on, say_on
+from loadtest.machine import machine_in_words
+from loadtest.profiles import Bound
 from loadtest.sink_measures import SinkBench
 
 DATA_DIR_DEFAULT = Path(".pintail/bench-sink")
 
 
-class Target(NamedTuple):
-    """What is wanted of a number of the result."""
-
-    words: str
-    limit: float
-    at_least: bool = False
-
-    def is_met(self, measured: float) -> bool:
-        """True within the limit."""
-        return measured >= self.limit if self.at_least else measured <= self.limit
-
-
-TARGETS = {
-    "rows_per_second": Target("drained into ClickHouse, rows/s", 300_000, at_least=True),
-    "visible_ms_p99": Target("write to visible in ClickHouse, p99 ms", 500),
-    "insert_cpu_ratio": Target("CPU of an insert per row, of that of insert() of rows", 1 / 3),
-    "active_parts_max": Target("active parts, at most", 100),
+TARGETS = (
+    Bound("rows_per_second", 300_000, at_least=True),
+    Bound("visible_ms_p99", 500),
+    Bound("insert_cpu_ratio", 1 / 3),
+    Bound("active_parts_max", 100),
+)
+_WORDS = {
+    "rows_per_second": "drained into ClickHouse, rows/s",
+    "visible_ms_p99": "write to visible in ClickHouse, p99 ms",
+    "insert_cpu_ratio": "CPU of an insert per row, of that of insert() of rows",
+    "active_parts_max": "active parts, at most",
 }
 
 
@@ -52,16 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = _parse(arguments)
     console = Console(stderr=True, highlight=False)
-    result: dict[str, Any] = {
-        "machine": machine(),
-        "note": options.note,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    result = head_of_result(options.note)
     try:
         with SinkBench(
             options.data_dir,
-            say=lambda text: console.print(text, markup=False),
-            report=lambda name, state, detail: console.print(f"{name} {state} {detail}", style="dim", markup=False),
+            say=say_on(console),
+            report=report_on(console),
         ) as bench:
             result["drain"] = bench.drain(options.events)
             result["cpu_us_per_row"] = bench.cpu_per_row(options.insert_events)
@@ -70,10 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(options.data_dir, ignore_errors=True)
     result["targets"] = judged(result)
     _print(result)
-    print(orjson.dumps(result).decode())
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
+    publish_result(result, options.output)
     return 0
 
 
@@ -87,25 +74,23 @@ def judged(result: dict[str, Any]) -> dict[str, Any]:
         "active_parts_max": result["freshness"]["active_parts"]["max"],
     }
     return {
-        name: {"limit": round(target.limit, 3), "measured": measured[name], "met": target.is_met(measured[name])}
-        for name, target in TARGETS.items()
+        target.metric: {
+            "limit": round(target.limit, 3),
+            "measured": measured[target.metric],
+            "met": target.is_met(measured[target.metric]),
+        }
+        for target in TARGETS
     }
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make bench-sink", description="Measure one sink worker on this machine.")
+    parser = BenchParser("bench-sink", "Measure one sink worker on this machine.", data_dir=DATA_DIR_DEFAULT)
     add = parser.add_argument
     add("--events", type=int, default=3_000_000, help="of the backlog [%(default)s]")
     add("--insert-events", type=int, default=500_000, help="inserted twice to compare CPU [%(default)s]")
     add("--rate", type=float, default=20_000, help="events per second for freshness [%(default)s]")
     add("--seconds", type=float, default=60, help="how long they are sent [%(default)s]")
-    add("--data-dir", type=Path, default=DATA_DIR_DEFAULT, help="a new folder, removed afterwards [%(default)s]")
-    add("--output", type=Path, help="also write the result to this file")
-    add("--note", default="", help="kept with the result, such as what else the machine was doing")
-    options = parser.parse_args(arguments)
-    if options.data_dir.exists():
-        parser.error(f"{options.data_dir} exists; remove it or choose another folder with --data-dir")
-    return options
+    return parser.parse_bench(arguments)
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -113,10 +98,10 @@ def _print(result: dict[str, Any]) -> None:
     grid = Table("what", "target", "measured", "", box=None, header_style="bold", padding=(0, 3, 0, 0))
     for column in grid.columns[1:3]:
         column.justify = "right"
-    for name, each in result["targets"].items():
-        sign = ">=" if TARGETS[name].at_least else "<="
+    for target, each in zip(TARGETS, result["targets"].values(), strict=True):
+        sign = ">=" if target.at_least else "<="
         verdict = "met" if each["met"] else "NOT met"
-        grid.add_row(TARGETS[name].words, f"{sign} {each['limit']:,}", f"{each['measured']:,}", verdict)
+        grid.add_row(_WORDS[target.metric], f"{sign} {each['limit']:,}", f"{each['measured']:,}", verdict)
     console.print(grid)
     drain, freshness, cpu = result["drain"], result["freshness"], result["cpu_us_per_row"]
     visible, parts = freshness["visible_ms"], freshness["active_parts"]

@@ -5,38 +5,21 @@ Quix Streams is left out: it would be fetched from a package index in the middle
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from loadtest.orders import expected_totals, slices
+from tests.benchmarks import bench
 
-ROOT = Path(__file__).resolve().parents[2]
 EVENTS = 3_000
 
 
 def bench_ingest(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """The result of one run from outside."""
-    command = [sys.executable, "-m", "loadtest.bench_ingest", "--events", str(EVENTS), "--partitions", "4"]
-    command += ["--data-dir", str(tmp_path / "bench"), "--output", str(tmp_path / "one.json"), *arguments]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("PINTAIL_")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    result: dict[str, Any] = orjson.loads(done.stdout.splitlines()[-1])
-    assert result == orjson.loads((tmp_path / "one.json").read_bytes())
+    result = bench("loadtest.bench_ingest", tmp_path, "--events", str(EVENTS), "--partitions", "4", *arguments)
     assert result["faults"] == []
-    assert not (tmp_path / "bench").exists()
     return result
 
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import orjson
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks import bench
 
 
 def test_the_last_line_is_the_result_with_every_target_judged(tmp_path: Path) -> None:
-    output = tmp_path / "one.json"
-    command = [sys.executable, "-m", "loadtest.bench_sink", "--events", "2000", "--insert-events", "2000"]
-    command += ["--rate", "500", "--seconds", "2", "--data-dir", str(tmp_path / "bench"), "--output", str(output)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PINTAIL_")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = orjson.loads(done.stdout.splitlines()[-1])
-    assert result == orjson.loads(output.read_bytes())
+    load = ("--events", "2000", "--insert-events", "2000", "--rate", "500", "--seconds", "2")
+    result = bench("loadtest.bench_sink", tmp_path, *load)
     assert result["drain"]["events"] == 2_000
     assert result["freshness"]["events"] == 1_000
     visible = result["freshness"]["visible_ms"]
@@ -30,4 +19,3 @@ def test_the_last_line_is_the_result_with_every_target_judged(tmp_path: Path) ->
     targets = result["targets"]
     assert targets["rows_per_second"]["measured"] == result["drain"]["rows_per_second"]
     assert targets["visible_ms_p99"]["measured"] == visible["p99"]
-    assert not (tmp_path / "bench").exists()

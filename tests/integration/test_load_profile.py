@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import orjson
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks import last_line_of
 
 
 def test_a_profile_finds_every_row_once_and_leaves_its_results(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "loadtest", "steady", "--scale", "0.02", "--seconds", "3"]
-    command += ["--data-dir", str(tmp_path / "data"), "--results", str(tmp_path / "results"), "--note", "a test"]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("PINTAIL_")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    result = orjson.loads(done.stdout.splitlines()[-1])
+    options = ("--scale", "0.02", "--seconds", "3", "--note", "a test")
+    folders = ("--data-dir", str(tmp_path / "data"), "--results", str(tmp_path / "results"))
+    result = last_line_of("loadtest", "steady", *options, *folders)
     assert result == orjson.loads((tmp_path / "results" / "steady.json").read_bytes())
     assert result["is_right"]
     assert result["events"] == 1_200
