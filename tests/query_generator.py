@@ -12,14 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.catalog import Catalog
-from schemas.table import ArrayType, Column, ScalarKind, ScalarType, StructField, StructType, TableDefinition
+from schemas.table import ArrayType, Column, ScalarKind, StructField, StructType, TableDefinition
+from tests.query_store import scalar
 
 PARTITIONS = 6
 _PARAMETER = re.compile(r"\$(\d+)")
-
-
-def _scalar(kind: ScalarKind) -> ScalarType:
-    return ScalarType(kind, 12, 2) if kind is ScalarKind.DECIMAL else ScalarType(kind)
 
 
 ORDERS = TableDefinition(
@@ -28,18 +25,18 @@ ORDERS = TableDefinition(
     partitions=PARTITIONS,
     primary_key=("id",),
     columns=(
-        Column("id", _scalar(ScalarKind.BIGINT), nullable=False),
-        Column("country", _scalar(ScalarKind.VARCHAR)),
-        Column("amount", _scalar(ScalarKind.BIGINT)),
-        Column("weight", _scalar(ScalarKind.DOUBLE)),
-        Column("price", _scalar(ScalarKind.DECIMAL)),
-        Column("placed", _scalar(ScalarKind.TIMESTAMPTZ)),
-        Column("day", _scalar(ScalarKind.DATE)),
-        Column("paid", _scalar(ScalarKind.BOOLEAN)),
-        Column("tags", ArrayType(_scalar(ScalarKind.VARCHAR))),
-        Column("box", StructType((StructField("size", _scalar(ScalarKind.INTEGER)),))),
-        Column("extra", _scalar(ScalarKind.JSON)),
-        Column("token", _scalar(ScalarKind.UUID)),
+        Column("id", scalar(ScalarKind.BIGINT), nullable=False),
+        Column("country", scalar(ScalarKind.VARCHAR)),
+        Column("amount", scalar(ScalarKind.BIGINT)),
+        Column("weight", scalar(ScalarKind.DOUBLE)),
+        Column("price", scalar(ScalarKind.DECIMAL)),
+        Column("placed", scalar(ScalarKind.TIMESTAMPTZ)),
+        Column("day", scalar(ScalarKind.DATE)),
+        Column("paid", scalar(ScalarKind.BOOLEAN)),
+        Column("tags", ArrayType(scalar(ScalarKind.VARCHAR))),
+        Column("box", StructType((StructField("size", scalar(ScalarKind.INTEGER)),))),
+        Column("extra", scalar(ScalarKind.JSON)),
+        Column("token", scalar(ScalarKind.UUID)),
     ),
 )
 PAYMENTS = TableDefinition(
@@ -47,9 +44,9 @@ PAYMENTS = TableDefinition(
     topic="payments",
     partitions=PARTITIONS,
     columns=(
-        Column("order_id", _scalar(ScalarKind.BIGINT)),
-        Column("country", _scalar(ScalarKind.VARCHAR)),
-        Column("paid_amount", _scalar(ScalarKind.INTEGER)),
+        Column("order_id", scalar(ScalarKind.BIGINT)),
+        Column("country", scalar(ScalarKind.VARCHAR)),
+        Column("paid_amount", scalar(ScalarKind.INTEGER)),
     ),
 )
 CATALOG = Catalog((ORDERS, PAYMENTS))
@@ -155,7 +152,7 @@ class QueryGenerator:
             f"CAST({column('token')} AS VARCHAR)",
         )
 
-    def _scalar(self) -> str:
+    def scalar(self) -> str:
         column = self._column
         other = column("day", "placed", "paid", "token", "extra", "amount", "tags", "box")
         return self._pick(
@@ -181,7 +178,7 @@ class QueryGenerator:
 
     def _call(self) -> str:
         """An aggregate."""
-        number, scalar, column = self._number(), self._scalar(), self._column
+        number, scalar, column = self._number(), self.scalar(), self._column
         call = self._pick(
             "count(*)",
             f"count({scalar})",
@@ -242,7 +239,7 @@ class QueryGenerator:
 
     def _rows(self) -> tuple[str, bool]:
         column = self._column
-        items = [self._named(self._scalar(), index) for index in range(self._rng.randint(1, 4))]
+        items = [self._named(self.scalar(), index) for index in range(self._rng.randint(1, 4))]
         if self._rng.random() < 0.3:
             tail, is_ordered = self._tail(len(items))
             return f"SELECT DISTINCT {', '.join(items)} {self._from()}{self._where()}{tail}", is_ordered
@@ -264,7 +261,7 @@ class QueryGenerator:
         return f"{expression} AS x{index}" if self._rng.random() < 0.4 else expression
 
     def _aggregate(self) -> tuple[str, bool]:
-        groups = [self._scalar() for _ in range(self._rng.choice((0, 1, 1, 2)))]
+        groups = [self.scalar() for _ in range(self._rng.choice((0, 1, 1, 2)))]
         items = [*groups, *(self._calculated() for _ in range(self._rng.randint(1, 3)))]
         named = [self._named(item, index) for index, item in enumerate(items)]
         grouping = ""

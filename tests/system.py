@@ -106,10 +106,14 @@ class System:
 
     def partitions_of(self, worker: str) -> dict[str, Any]:
         """What the worker reports of its partitions; empty while it does not answer."""
+        partitions: dict[str, Any] = self.report_of(worker).get("partitions", {})
+        return partitions
+
+    def report_of(self, worker: str) -> dict[str, Any]:
+        """What the worker's /ready says; empty while it does not answer."""
         port = self.stack.process(worker).specification.port
         assert port is not None
-        partitions: dict[str, Any] = worker_report(port).get("partitions", {})
-        return partitions
+        return worker_report(port)
 
     def dead_letters(self, topic: str) -> list[tuple[dict[str, str], bytes | None, bytes | None]]:
         """(headers, key, value) of everything parked of a table topic so far."""

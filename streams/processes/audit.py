@@ -29,7 +29,7 @@ from schemas.row_text import shared_columns, sink_text_in_duckdb, store_text
 from schemas.table import TableDefinition
 from streams.adapters.duckdb_audit import AuditWorkspace, Copy
 from streams.adapters.duckdb_dialect import LEDGER_VIEW
-from streams.adapters.kafka_partitioner import partition_of
+from streams.adapters.kafka_partitioner import key_of
 from streams.batches import RecordBatch
 from streams.errors import PintailError
 from streams.finishing import in_thread
@@ -280,7 +280,7 @@ class _Partition:
         self._tp, self._marks = topic_partition, marks
         self._shared = shared_columns(table)
         self._offsets = OffsetRange(marks.low, marks.high)
-        self._key = _key_of(topic_partition.partition, parts.query_partitions)
+        self._key = key_of(topic_partition.partition, parts.query_partitions)
         self._read_to = marks.low
         self._result = PartitionAudit(topic_partition, self._offsets)
         self._ledger: list[tuple[OffsetRange, tuple[int, int, int]]] | None = None
@@ -660,11 +660,3 @@ class _Runs:
 
     def _are_apart(self, before: OffsetRange, after: OffsetRange) -> bool:
         return after.lo > before.hi and self._records_between(before.hi - 1, after.lo)
-
-
-def _key_of(partition: int, partitions: int) -> str:
-    """A record key that belongs to the partition: asked with it, the partition's owner answers, and only for it."""
-    number = 0
-    while partition_of(str(number).encode(), partitions) != partition:
-        number += 1
-    return str(number)

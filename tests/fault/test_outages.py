@@ -7,14 +7,12 @@ store and in ClickHouse (invariants 2, 5, 6 and 7).
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,13 +21,14 @@ from typing import Any
 
 import clickhouse_connect
 import pytest
-from confluent_kafka import KafkaError, Message, Producer
 
+from streams.adapters.kafka_partitioner import key_of
 from streams.client import Client
 from streams.config import load_settings
 from streams.localstack import kafka
 from streams.localstack.ports import HOST, choose_port
 from streams.localstack.stack import LocalStack, StackOptions
+from tests.publishing import NumberPublisher
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import wait_for, worker_report
 
@@ -84,37 +83,6 @@ class Worker:
         self.process.wait()
 
 
-class Publisher(threading.Thread):
-    """Writes ascending numbers to each partition in turn until told to stop."""
-
-    def __init__(self, bootstrap: str, first: int) -> None:
-        super().__init__(name="publisher", daemon=True)
-        # Idempotent: an outage of the broker must not double records in the log itself.
-        self._producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5})
-        self._enough = threading.Event()
-        self.numbers = first
-        #: Of each partition, once `finish` has returned.
-        self.last_offsets: dict[int, int] = {}
-
-    def run(self) -> None:
-        while not self._enough.wait(0.01):
-            for partition in PARTITIONS:
-                value = json.dumps({"number": self.numbers})
-                self._producer.produce(TOPIC, value, partition=partition, on_delivery=self._on_delivery)
-            self.numbers += 1
-            self._producer.poll(0)
-        assert self._producer.flush(60) == 0
-
-    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        assert error is None, error
-        self.last_offsets[int(message.partition())] = int(message.offset())
-
-    def finish(self) -> None:
-        """Stops; returns when every record is in the log."""
-        self._enough.set()
-        self.join()
-
-
 class Site:
     """The deployment, and how many numbers were written to each partition so far."""
 
@@ -132,7 +100,6 @@ class Site:
         self.environment = environment
         self._client = client
         self._numbers = 0
-        self._keys: dict[int, str] = {}
 
     def serving(self, *names: str) -> dict[int, int]:
         """Partition -> epoch, of these store workers together."""
@@ -143,22 +110,28 @@ class Site:
         return is_balanced(self.workers)
 
     @contextmanager
-    def writing(self) -> Iterator[Publisher]:
+    def writing(self) -> Iterator[NumberPublisher]:
         """Numbers are written while it lasts; then all is exact again."""
-        publisher = Publisher(self.stack.addresses["kafka"], self._numbers)
+        publisher = NumberPublisher(
+            self.stack.addresses["kafka"],
+            TOPIC,
+            partitions=len(PARTITIONS),
+            first=self._numbers,
+            pause_seconds=0.01,
+        )
         publisher.start()
         try:
             yield publisher
         finally:
             publisher.finish()
-            self._numbers = publisher.numbers
+            self._numbers = publisher.next
         self._check(publisher)
 
-    def _check(self, publisher: Publisher) -> None:
-        for partition, key in self._keys_by_partition().items():
+    def _check(self, publisher: NumberPublisher) -> None:
+        for partition in sorted(PARTITIONS):
             answer = self._client.query(
                 "SELECT count(*), count(DISTINCT number), max(number) + 1 FROM visits WHERE number >= 0",
-                key=key,
+                key=key_of(partition, len(PARTITIONS)),
                 at_least={TOPIC: {partition: publisher.last_offsets[partition]}},
                 deadline_ms=60_000,
             )
@@ -173,21 +146,6 @@ class Site:
                 "SELECT _partition, count(), uniqExact(number) FROM visits WHERE number >= 0 GROUP BY 1 ORDER BY 1"
             ).result_rows
         return [tuple(map(int, row)) for row in rows]
-
-    def _keys_by_partition(self) -> dict[int, str]:
-        """A key for each partition, by which questions find it."""
-        producer = Producer({"bootstrap.servers": self.stack.addresses["kafka"], "partitioner": "murmur2_random"})
-
-        def note(key: str, error: KafkaError | None, message: Message) -> None:
-            assert error is None, error
-            self._keys.setdefault(int(message.partition()), key)
-
-        while self._keys.keys() != PARTITIONS:
-            for number in range(20):
-                key = f"key-{number}"
-                producer.produce(TOPIC, b'{"number": -1}', key=key, on_delivery=partial(note, key))
-            assert producer.flush(30) == 0
-        return self._keys
 
 
 def is_balanced(workers: dict[str, Worker]) -> bool:
@@ -273,8 +231,8 @@ def test_a_broker_that_stops_and_comes_back(site: Site) -> None:
     with site.writing() as publisher:
         site.stack.kill("kafka")
         site.stack.wait_until_ready("kafka")
-        last = publisher.numbers
-        wait_for(lambda: publisher.numbers > last + 50, "records are written again")
+        last = publisher.next
+        wait_for(lambda: publisher.next > last + 50, "records are written again")
 
 
 @pytest.mark.invariant(2, 6, 7, place="outage")

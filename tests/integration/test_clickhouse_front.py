@@ -9,11 +9,10 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
-import clickhouse_connect
 import lz4.frame
 import pyarrow as pa
 import pytest
@@ -27,48 +26,41 @@ def http(url: str, body: bytes | None = None, **parameters: str) -> bytes:
 
 
 @pytest.fixture
-def client(clickhouse_url: str) -> Iterator[Client]:
-    client = clickhouse_connect.get_client(dsn=clickhouse_url, autogenerate_session_id=False)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def table(client: Client, unique_name: Callable[[str], str]) -> str:
+def table(clickhouse: Client, unique_name: Callable[[str], str]) -> str:
     name = unique_name("front")
-    client.command(f"CREATE TABLE {name} (id UInt32, text String) ENGINE = MergeTree ORDER BY id")
+    clickhouse.command(f"CREATE TABLE {name} (id UInt32, text String) ENGINE = MergeTree ORDER BY id")
     return name
 
 
-def test_rows_inserted_in_compressed_native_blocks_come_back(client: Client, table: str) -> None:
+def test_rows_inserted_in_compressed_native_blocks_come_back(clickhouse: Client, table: str) -> None:
     rows = [[number, f"line {number} FORMAT Native\n"] for number in range(100_000)]
-    assert client.insert(table, rows, column_names=["id", "text"]).written_rows == len(rows)
-    assert client.query(f"SELECT * FROM {table} ORDER BY id").result_rows == [tuple(row) for row in rows]
+    assert clickhouse.insert(table, rows, column_names=["id", "text"]).written_rows == len(rows)
+    assert clickhouse.query(f"SELECT * FROM {table} ORDER BY id").result_rows == [tuple(row) for row in rows]
 
 
-def test_an_arrow_stream_in_an_lz4_frame_is_inserted(client: Client, table: str) -> None:
+def test_an_arrow_stream_in_an_lz4_frame_is_inserted(clickhouse: Client, table: str) -> None:
     rows = pa.table({"id": pa.array([1, 2], pa.uint32()), "text": ["a", "b"]})
     body = pa.BufferOutputStream()
     with pa.ipc.new_stream(body, rows.schema) as stream:
         stream.write_table(rows)
     compressed = lz4.frame.compress(body.getvalue())
-    client.raw_insert(table, ["id", "text"], compressed, fmt="ArrowStream", compression="lz4")
-    assert client.query_arrow(f"SELECT * FROM {table} ORDER BY id").to_pylist() == rows.to_pylist()
+    clickhouse.raw_insert(table, ["id", "text"], compressed, fmt="ArrowStream", compression="lz4")
+    assert clickhouse.query_arrow(f"SELECT * FROM {table} ORDER BY id").to_pylist() == rows.to_pylist()
 
 
-def test_an_insert_with_a_long_column_list_and_values_is_answered_at_once(client: Client, table: str) -> None:
+def test_an_insert_with_a_long_column_list_and_values_is_answered_at_once(clickhouse: Client, table: str) -> None:
     columns = ["id", *(f"a_long_column_name_{number}" for number in range(12))]
     for name in columns[1:]:
-        client.command(f"ALTER TABLE {table} ADD COLUMN {name} UInt8")
-    client.command(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('1' * len(columns))})")
-    assert client.query(f"SELECT count() FROM {table}").result_rows == [(1,)]
+        clickhouse.command(f"ALTER TABLE {table} ADD COLUMN {name} UInt8")
+    clickhouse.command(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('1' * len(columns))})")
+    assert clickhouse.query(f"SELECT count() FROM {table}").result_rows == [(1,)]
 
 
-def test_parameters_and_streams(client: Client) -> None:
-    assert client.query("SELECT {a:UInt8} + 1, {b:String}", parameters={"a": 41, "b": "x'y"}).result_rows == [
+def test_parameters_and_streams(clickhouse: Client) -> None:
+    assert clickhouse.query("SELECT {a:UInt8} + 1, {b:String}", parameters={"a": 41, "b": "x'y"}).result_rows == [
         (42, "x'y")
     ]
-    with client.query_rows_stream("SELECT number FROM numbers(200000)") as rows:
+    with clickhouse.query_rows_stream("SELECT number FROM numbers(200000)") as rows:
         assert sum(number for (number,) in rows) == 199_999 * 100_000
 
 
@@ -96,9 +88,9 @@ def test_a_session_keeps_its_temporary_table_to_itself(clickhouse_url: str) -> N
     ("query", "code"),
     [("SELEC 1", 62), ("SELECT * FROM no_such_table", 60), ("SELECT no_such_column FROM system.one", 47)],
 )
-def test_errors_carry_clickhouse_codes(client: Client, query: str, code: int) -> None:
+def test_errors_carry_clickhouse_codes(clickhouse: Client, query: str, code: int) -> None:
     with pytest.raises(DatabaseError) as error:
-        client.command(query, data=None) if query.startswith("SELEC ") else client.query(query)
+        clickhouse.command(query, data=None) if query.startswith("SELEC ") else clickhouse.query(query)
     assert error.value.code == code
 
 
@@ -125,7 +117,7 @@ def test_plain_http_clients_need_no_driver(clickhouse_url: str, table: str) -> N
         assert gzip.decompress(reply.read()) == b"1\n"
 
 
-def test_a_cut_body_is_refused_and_changes_nothing(client: Client, clickhouse_url: str, table: str) -> None:
+def test_a_cut_body_is_refused_and_changes_nothing(clickhouse: Client, clickhouse_url: str, table: str) -> None:
     whole = lz4.frame.compress(b"1\tone\n" * 1000)
     for body in (whole[: len(whole) // 2], b"no lz4 at all"):
         request = urllib.request.Request(  # noqa: S310
@@ -137,7 +129,7 @@ def test_a_cut_body_is_refused_and_changes_nothing(client: Client, clickhouse_ur
             urllib.request.urlopen(request, timeout=30)  # noqa: S310
         refused.value.close()
         assert refused.value.headers["X-ClickHouse-Exception-Code"] == "271"
-    assert client.command(f"SELECT count() FROM {table}") == 0
+    assert clickhouse.command(f"SELECT count() FROM {table}") == 0
 
 
 def test_a_directory_is_open_in_one_process_only_and_sigterm_releases_it(tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
 
@@ -40,20 +39,6 @@ from tests.clickhouse_proxy import ClickHouseProxy, Fault, FaultKind
 from tests.sink_log import PartitionLog, append_table, keyed_table
 
 Named = Callable[[str], str]
-
-
-@pytest.fixture
-def sink(clickhouse_url: str) -> Iterator[ClickHouseSink]:
-    sink = ClickHouseSink(clickhouse_url)
-    yield sink
-    sink.close()
-
-
-@pytest.fixture
-def client(clickhouse_url: str) -> Iterator[Client]:
-    client = clickhouse_connect.get_client(dsn=clickhouse_url, autogenerate_session_id=False)
-    yield client
-    client.close()
 
 
 def log_of(table: TableDefinition, *records: tuple[str | None, object]) -> PartitionLog:
@@ -90,13 +75,13 @@ def test_the_last_offset_is_that_of_the_partition(sink: ClickHouseSink, unique_n
         assert sink.last_offset(table, TopicPartition(table.topic, 1)) is None
 
 
-def test_the_same_range_inserted_again_is_dropped(sink: ClickHouseSink, client: Client, unique_name: Named) -> None:
+def test_the_same_range_inserted_again_is_dropped(sink: ClickHouseSink, clickhouse: Client, unique_name: Named) -> None:
     table = append_table(unique_name("a"))
     sink.ensure_tables(Catalog((table,)))
     log = log_of(table, *((None, {"id": n, "value": n}) for n in range(100)))
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: deliver(sink, table, log), range(8)))
-    assert client.query(f"SELECT count(), uniqExact(_offset) FROM {table.name}").result_rows == [(100, 100)]
+    assert clickhouse.query(f"SELECT count(), uniqExact(_offset) FROM {table.name}").result_rows == [(100, 100)]
 
 
 def test_an_insert_is_one_lz4_frame_with_a_token_and_named_columns(clickhouse_url: str, unique_name: Named) -> None:
@@ -114,7 +99,9 @@ def test_an_insert_is_one_lz4_frame_with_a_token_and_named_columns(clickhouse_ur
     assert "(`id`, `value`, `_topic`, `_partition`, `_offset`, `_timestamp`)" in insert.statement
 
 
-def test_a_keyed_table_final_equals_the_upsert_result(sink: ClickHouseSink, client: Client, unique_name: Named) -> None:
+def test_a_keyed_table_final_equals_the_upsert_result(
+    sink: ClickHouseSink, clickhouse: Client, unique_name: Named
+) -> None:
     table = replace(
         keyed_table(unique_name("k")),
         columns=(*keyed_table("k").columns, Column("note", ScalarType(ScalarKind.VARCHAR), nullable=False)),
@@ -139,9 +126,9 @@ def test_a_keyed_table_final_equals_the_upsert_result(sink: ClickHouseSink, clie
         assert rows.column("_offset").to_pylist() == list(range(start, end))
         sink.insert(table, log.topic_partition, OffsetRange(start, end), rows)
     query = f"SELECT id, value FROM {table.name} FINAL WHERE _deleted = 0 ORDER BY id"
-    assert dict(client.query(query).result_rows) == expected
-    client.command(f"OPTIMIZE TABLE {table.name} FINAL")
-    assert dict(client.query(query).result_rows) == expected
+    assert dict(clickhouse.query(query).result_rows) == expected
+    clickhouse.command(f"OPTIMIZE TABLE {table.name} FINAL")
+    assert dict(clickhouse.query(query).result_rows) == expected
     assert sink.last_offset(table, log.topic_partition) == 299
 
 
@@ -162,7 +149,7 @@ def every_kind() -> tuple[Column, ...]:
     )
 
 
-def test_every_type_arrives_unchanged(sink: ClickHouseSink, client: Client, unique_name: Named) -> None:
+def test_every_type_arrives_unchanged(sink: ClickHouseSink, clickhouse: Client, unique_name: Named) -> None:
     name = unique_name("types")
     table = TableDefinition(name, topic=name, columns=every_kind())
     sink.ensure_tables(Catalog((table,)))
@@ -194,7 +181,7 @@ def test_every_type_arrives_unchanged(sink: ClickHouseSink, client: Client, uniq
     log = log_of(table, (None, full), (None, {}), (None, {"c_structs": [None], "c_lists": [None]}))
     deliver(sink, table, log)
     columns = ", ".join(f"toString({column.name})" for column in table.columns)
-    whole, empty, hollow = client.query(f"SELECT {columns} FROM {name} ORDER BY _offset").result_rows
+    whole, empty, hollow = clickhouse.query(f"SELECT {columns} FROM {name} ORDER BY _offset").result_rows
     assert (
         whole
         == (
@@ -231,14 +218,14 @@ def dated_table(name: str) -> TableDefinition:
     return TableDefinition(name, topic=name, columns=columns)
 
 
-def test_the_years_1_to_9999_arrive_unchanged(sink: ClickHouseSink, client: Client, unique_name: Named) -> None:
+def test_the_years_1_to_9999_arrive_unchanged(sink: ClickHouseSink, clickhouse: Client, unique_name: Named) -> None:
     table = dated_table(unique_name("years"))
     sink.ensure_tables(Catalog((table,)))
     records = [
         {"d": d, "t": t, "l": [None, {"t": f"{t}Z"}]} for d, t in zip(WIDE_DATES["d"], WIDE_DATES["t"], strict=True)
     ]
     deliver(sink, table, log_of(table, *((None, record) for record in records)))
-    rows = client.query(
+    rows = clickhouse.query(
         f"SELECT toString(d), toString(t), toString(l[2].t) FROM {table.name} ORDER BY _offset"
     ).result_rows
     assert rows == [(record["d"], record["t"], record["t"]) for record in records]
@@ -253,7 +240,7 @@ def test_the_years_1_to_9999_arrive_unchanged(sink: ClickHouseSink, client: Clie
     ],
 )
 def test_a_date_that_an_old_server_would_change_is_refused_before_it_is_sent(
-    clickhouse_url: str, client: Client, unique_name: Named, record: dict[str, object]
+    clickhouse_url: str, clickhouse: Client, unique_name: Named, record: dict[str, object]
 ) -> None:
     table = dated_table(unique_name("years"))
     fits = {"d": "1900-01-01", "t": "2299-12-31 23:59:59.999999", "l": [{"t": "1900-01-01T00:00:00Z"}]}
@@ -268,26 +255,28 @@ def test_a_date_that_an_old_server_would_change_is_refused_before_it_is_sent(
         with pytest.raises(RowsRefusedError, match=r"offset 2 .* outside 1900 to 2299") as refused:
             deliver(sink, table, log, start=1)
         assert "26.8" in refused.value.hint
-        assert client.query(f"SELECT max(_offset) FROM {table.name}").result_rows == [(0,)]
+        assert clickhouse.query(f"SELECT max(_offset) FROM {table.name}").result_rows == [(0,)]
         proxy.replacements = {}
         deliver(sink, table, log, start=1)
-        assert client.query(f"SELECT max(_offset) FROM {table.name}").result_rows == [(2,)]
+        assert clickhouse.query(f"SELECT max(_offset) FROM {table.name}").result_rows == [(2,)]
         sink.close()
 
 
-def test_a_delete_fills_columns_that_cannot_be_null(sink: ClickHouseSink, client: Client, unique_name: Named) -> None:
+def test_a_delete_fills_columns_that_cannot_be_null(
+    sink: ClickHouseSink, clickhouse: Client, unique_name: Named
+) -> None:
     name = unique_name("types")
     columns = (Column("id", ScalarType(ScalarKind.BIGINT), False), *(replace(c, nullable=False) for c in every_kind()))
     table = TableDefinition(name, topic=name, columns=columns, primary_key=("id",))
     sink.ensure_tables(Catalog((table,)))
     deliver(sink, table, log_of(table, ("7", None)))
-    assert client.query(f"SELECT id, _deleted, _offset, c_varchar, c_list FROM {name}").result_rows == [
+    assert clickhouse.query(f"SELECT id, _deleted, _offset, c_varchar, c_list FROM {name}").result_rows == [
         (7, 1, 0, "", [])
     ]
 
 
 def test_an_additive_migration_is_applied_and_older_workers_go_on(
-    sink: ClickHouseSink, client: Client, unique_name: Named
+    sink: ClickHouseSink, clickhouse: Client, unique_name: Named
 ) -> None:
     old = append_table(unique_name("m"))
     first = Migration(1, "001_create.sql", old.columns)
@@ -302,7 +291,7 @@ def test_an_additive_migration_is_applied_and_older_workers_go_on(
     deliver(sink, new, log, start=1)
     log.append(b'{"id": 2}')
     deliver(sink, old, log, start=2)
-    rows = client.query(f"SELECT id, note FROM {old.name} ORDER BY _offset").result_rows
+    rows = clickhouse.query(f"SELECT id, note FROM {old.name} ORDER BY _offset").result_rows
     assert rows == [(0, None), (1, "x"), (2, None)]
 
 
@@ -329,7 +318,7 @@ def laid_out(table: TableDefinition) -> TableDefinition:
 
 
 def test_the_layout_of_a_definition_is_what_clickhouse_has_and_another_one_is_refused(
-    sink: ClickHouseSink, client: Client, unique_name: Named
+    sink: ClickHouseSink, clickhouse: Client, unique_name: Named
 ) -> None:
     plain = append_table(unique_name("l"))
     table = laid_out(plain)
@@ -338,7 +327,9 @@ def test_the_layout_of_a_definition_is_what_clickhouse_has_and_another_one_is_re
     deliver(sink, table, log_of(table, *((None, {"id": n}) for n in range(5))))
     assert sink.last_offset(table, TopicPartition(table.topic, 0)) == 4
     assert sink.last_offset(table, TopicPartition(table.topic, 1)) is None
-    ((shown,),) = client.query(f"SELECT create_table_query FROM system.tables WHERE name = '{table.name}'").result_rows
+    ((shown,),) = clickhouse.query(
+        f"SELECT create_table_query FROM system.tables WHERE name = '{table.name}'"
+    ).result_rows
     for words in (
         "`id` Int64 CODEC(Delta(8), ZSTD(3))",
         "PARTITION BY toYYYYMMDD(_timestamp) ORDER BY (id, _partition, _offset)",
@@ -367,7 +358,7 @@ def test_the_layout_of_a_definition_is_what_clickhouse_has_and_another_one_is_re
     ],
 )
 def test_a_table_with_another_shape_is_refused(
-    ddl: str | None, shown: str, sink: ClickHouseSink, client: Client, unique_name: Named
+    ddl: str | None, shown: str, sink: ClickHouseSink, clickhouse: Client, unique_name: Named
 ) -> None:
     table = append_table(unique_name("shape"))
     declared = (
@@ -383,7 +374,7 @@ def test_a_table_with_another_shape_is_refused(
             f"{declared} ENGINE = MergeTree ORDER BY (_partition, _offset) PARTITION BY id "
             "SETTINGS non_replicated_deduplication_window = 10000"
         )
-    client.command(f"CREATE TABLE {table.name} {ddl}")
+    clickhouse.command(f"CREATE TABLE {table.name} {ddl}")
     with pytest.raises(ClickHouseShapeError, match=shown) as refused:
         sink.ensure_tables(Catalog((table,)))
     assert "ALTER TABLE" in refused.value.hint
@@ -453,20 +444,20 @@ def test_a_null_where_none_can_be_is_refused_rather_than_filled(sink: ClickHouse
 
 
 def test_a_rule_refuses_rows_and_a_changed_column_the_table(
-    sink: ClickHouseSink, client: Client, unique_name: Named
+    sink: ClickHouseSink, clickhouse: Client, unique_name: Named
 ) -> None:
     table = append_table(unique_name("a"))
     sink.ensure_tables(Catalog((table,)))
-    client.command(f"ALTER TABLE {table.name} ADD CONSTRAINT rule CHECK id != 1")
+    clickhouse.command(f"ALTER TABLE {table.name} ADD CONSTRAINT rule CHECK id != 1")
     log = log_of(table, (None, {"id": 0}), (None, {"id": 1}))
     with pytest.raises(RowsRefusedError, match="rule") as refused:
         deliver(sink, table, log)
     assert refused.value.code == 469
-    client.command(f"ALTER TABLE {table.name} MODIFY COLUMN value Int64 DEFAULT 0")
+    clickhouse.command(f"ALTER TABLE {table.name} MODIFY COLUMN value Int64 DEFAULT 0")
     with pytest.raises(SinkRejectedError, match=r"value +Nullable\(Int64\) +Int64") as changed:
         deliver(sink, table, log)
     assert not isinstance(changed.value, RowsRefusedError), "no row is parked for what is the table's fault"
-    assert client.query(f"SELECT count() FROM {table.name}").result_rows == [(0,)]
+    assert clickhouse.query(f"SELECT count() FROM {table.name}").result_rows == [(0,)]
 
 
 def test_the_password_is_never_shown() -> None:

@@ -17,7 +17,7 @@ from aiokafka.structs import TopicPartition
 
 from schemas.messages import Refusal, RefusalCode, serialise_refusal
 from streams.adapters.duckdb_store import DuckDBStore
-from streams.adapters.kafka_partitioner import partition_of
+from streams.adapters.kafka_partitioner import key_of, partition_of
 from streams.adapters.kafka_topics import TopicSpecification, ensure_topics
 from streams.client import AsyncClient, Client, QueryRefusedError, RequestTimeoutError
 from streams.config import Settings
@@ -116,8 +116,7 @@ async def worker(settings: Settings, store: DuckDBStore) -> AsyncIterator[StandI
 async def client(settings: Settings, worker: StandIn) -> AsyncIterator[AsyncClient]:
     async with await AsyncClient.connect(settings) as client:
         for partition in range(PARTITIONS):  # leaders of new partitions take a moment
-            key = next(key for key in map(str, range(100)) if partition_of(key.encode(), PARTITIONS) == partition)
-            await client.query("SELECT 1", key=key, deadline_ms=60_000)
+            await client.query("SELECT 1", key=key_of(partition, PARTITIONS), deadline_ms=60_000)
         worker.requests.clear()
         yield client
 

@@ -36,13 +36,6 @@ Record = tuple[bytes | None, object]
 
 
 @pytest.fixture
-def sink(clickhouse_url: str) -> Iterator[ClickHouseSink]:
-    sink = ClickHouseSink(clickhouse_url)
-    yield sink
-    sink.close()
-
-
-@pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuilding, "FIRST_PAGE_ROWS", 3)
     monkeypatch.setattr(rebuilding, "PAGE_ROWS_MAX", 7)

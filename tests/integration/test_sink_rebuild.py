@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
 
-import clickhouse_connect
 import pytest
 from aiokafka import AIOKafkaConsumer
 from clickhouse_connect.driver.client import Client
@@ -82,13 +81,6 @@ class Deployment:
         sink.close()
 
 
-@pytest.fixture
-def client(clickhouse_url: str) -> Iterator[Client]:
-    client = clickhouse_connect.get_client(dsn=clickhouse_url, autogenerate_session_id=False)
-    yield client
-    client.close()
-
-
 @pytest.fixture(params=["", ", PRIMARY KEY (id)"], ids=["append", "keyed"])
 def deployment(
     request: pytest.FixtureRequest,
@@ -113,14 +105,16 @@ def deployment(
     return Deployment(load_settings(), parse_table(folder).table)
 
 
-def test_rows_that_were_damaged_come_back_from_the_log_and_others_stay(deployment: Deployment, client: Client) -> None:
+def test_rows_that_were_damaged_come_back_from_the_log_and_others_stay(
+    deployment: Deployment, clickhouse: Client
+) -> None:
     asyncio.run(deployment.deliver())
     name, final = deployment.table.name, " FINAL" if deployment.table.is_keyed else ""
     rows = f"SELECT _partition, _offset, id, value FROM {name}{final} ORDER BY ALL"
-    before = client.query(rows).result_rows
-    client.command(f"ALTER TABLE {name} UPDATE value = -1 WHERE _offset >= 40 SETTINGS mutations_sync = 1")
-    client.command(f"ALTER TABLE {name} DELETE WHERE _offset BETWEEN 30 AND 35 SETTINGS mutations_sync = 1")
-    assert client.query(rows).result_rows != before
+    before = clickhouse.query(rows).result_rows
+    clickhouse.command(f"ALTER TABLE {name} UPDATE value = -1 WHERE _offset >= 40 SETTINGS mutations_sync = 1")
+    clickhouse.command(f"ALTER TABLE {name} DELETE WHERE _offset BETWEEN 30 AND 35 SETTINGS mutations_sync = 1")
+    assert clickhouse.query(rows).result_rows != before
     command = ["sink", "rebuild", "--table", name, "--from-offset", str(FROM_OFFSET)]
     assert isinstance(CliRunner().invoke(app, command).exception, RebuildRefusedError), "it asks for --yes"
     done = CliRunner().invoke(app, [*command, "--yes"], catch_exceptions=False)
@@ -130,9 +124,9 @@ def test_rows_that_were_damaged_come_back_from_the_log_and_others_stay(deploymen
     # The second partition had not come so far.
     assert recorded == [OffsetRange(FROM_OFFSET, FROM_OFFSET), OffsetRange(RECORDS[1], RECORDS[1])]
     asyncio.run(deployment.deliver())
-    assert client.query(rows).result_rows == before
+    assert clickhouse.query(rows).result_rows == before
     (kept,) = [word for word in done.stdout.split() if word.strip(";").startswith(f"{name}_before_")]
-    assert client.query(f"SELECT countIf(value = -1) > 0 FROM {kept.strip(';')}").result_rows == [(1,)]
+    assert clickhouse.query(f"SELECT countIf(value = -1) > 0 FROM {kept.strip(';')}").result_rows == [(1,)]
     again = CliRunner().invoke(app, ["sink", "rebuild", "--table", name, "--from-offset", "60", "--yes"])
     assert isinstance(again.exception, RebuildRefusedError)
     assert "nothing" in again.exception.message

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -25,29 +24,22 @@ Client = Any
 
 
 @pytest.fixture(scope="module")
-def client(clickhouse_url: str) -> Iterator[Client]:
-    client = clickhouse_connect.get_client(dsn=clickhouse_url, autogenerate_session_id=False)
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module")
-def database(client: Client, unique_name: Callable[[str], str]) -> Iterator[str]:
+def database(clickhouse: Client, unique_name: Callable[[str], str]) -> Iterator[str]:
     name = unique_name("tables")
-    client.command(f"CREATE DATABASE {name}")
+    clickhouse.command(f"CREATE DATABASE {name}")
     yield name
-    client.command(f"DROP DATABASE {name}")
+    clickhouse.command(f"DROP DATABASE {name}")
 
 
 @pytest.fixture
-def things(client: Client, database: str) -> Iterator[str]:
+def things(clickhouse: Client, database: str) -> Iterator[str]:
     """Where the table of a test goes; gone afterwards."""
     yield f"{database}.things"
-    client.command(f"DROP TABLE IF EXISTS {database}.things")
+    clickhouse.command(f"DROP TABLE IF EXISTS {database}.things")
 
 
-def shape(client: Client, database: str, name: str) -> list[tuple[str, str]]:
-    rows = client.query(
+def shape(clickhouse: Client, database: str, name: str) -> list[tuple[str, str]]:
+    rows = clickhouse.query(
         "SELECT name, type FROM system.columns WHERE database = {d:String} AND table = {t:String} ORDER BY position",
         parameters={"d": database, "t": name},
     ).result_rows
@@ -55,7 +47,7 @@ def shape(client: Client, database: str, name: str) -> list[tuple[str, str]]:
 
 
 def insert(
-    client: Client, table: TableDefinition, name: str, rows: Sequence[Mapping[str, object]], token: str = ""
+    clickhouse: Client, table: TableDefinition, name: str, rows: Sequence[Mapping[str, object]], token: str = ""
 ) -> None:
     """The rows in the Arrow types of `rows_schema`, as one batch with nothing filled in by the server.
 
@@ -69,7 +61,7 @@ def insert(
     stream = io.BytesIO()
     with pa.ipc.new_stream(stream, arrow.schema) as writer:
         writer.write_table(arrow)
-    client.raw_insert(
+    clickhouse.raw_insert(
         name,
         column_names=arrow.column_names,
         insert_block=stream.getvalue(),
@@ -80,23 +72,23 @@ def insert(
 
 @given(table=table_definitions())
 @settings(deadline=None, max_examples=40)
-def test_every_table_has_exactly_the_expected_shape(client: Client, database: str, table: TableDefinition) -> None:
-    client.command(create_table_sql(table, database=database))
+def test_every_table_has_exactly_the_expected_shape(clickhouse: Client, database: str, table: TableDefinition) -> None:
+    clickhouse.command(create_table_sql(table, database=database))
     try:
-        assert shape(client, database, "things") == expected_columns(table)
+        assert shape(clickhouse, database, "things") == expected_columns(table)
     finally:
-        client.command(f"DROP TABLE {database}.things")
+        clickhouse.command(f"DROP TABLE {database}.things")
 
 
-def test_the_tables_that_ship_with_the_project_can_be_created_twice(client: Client, database: str) -> None:
+def test_the_tables_that_ship_with_the_project_can_be_created_twice(clickhouse: Client, database: str) -> None:
     for table in load_catalog(PACKAGED_TABLES).tables:
         for _ in range(2):
-            client.command(create_table_sql(table, database=database))
-        assert shape(client, database, table.name) == expected_columns(table)
+            clickhouse.command(create_table_sql(table, database=database))
+        assert shape(clickhouse, database, table.name) == expected_columns(table)
 
 
 def test_a_migrated_table_has_the_shape_of_a_new_one_however_often_it_is_migrated(
-    client: Client, database: str, things: str, tmp_path: Path
+    clickhouse: Client, database: str, things: str, tmp_path: Path
 ) -> None:
     files = [
         "CREATE TABLE things (id BIGINT PRIMARY KEY, a INT)",
@@ -105,17 +97,17 @@ def test_a_migrated_table_has_the_shape_of_a_new_one_however_often_it_is_migrate
     ]
     table = table_of(tmp_path / "new", *files)
     first = table_of(tmp_path / "old", files[0])
-    client.command(create_table_sql(first, database=database))
-    insert(client, first, things, [{"id": 1}])
+    clickhouse.command(create_table_sql(first, database=database))
+    insert(clickhouse, first, things, [{"id": 1}])
     for number in (2, 3, 2, 3):
         for statement in migration_sql(table, number, database=database):
-            client.command(statement)
+            clickhouse.command(statement)
 
-    assert shape(client, database, "things") == expected_columns(table)
-    assert client.query(f"SELECT id, a, b, c FROM {things}").result_rows == [(1, None, [], None)]
+    assert shape(clickhouse, database, "things") == expected_columns(table)
+    assert clickhouse.query(f"SELECT id, a, b, c FROM {things}").result_rows == [(1, None, [], None)]
 
 
-def test_values_of_every_type_arrive_exactly(client: Client, database: str, things: str, tmp_path: Path) -> None:
+def test_values_of_every_type_arrive_exactly(clickhouse: Client, database: str, things: str, tmp_path: Path) -> None:
     columns = {
         "i8 TINYINT": (-128, "-128"),
         "i64 BIGINT": (-(2**63), str(-(2**63))),
@@ -137,52 +129,52 @@ def test_values_of_every_type_arrive_exactly(client: Client, database: str, thin
         "ss STRUCT(x VARCHAR)[]": ([{"x": "a"}, {"x": None}], "[('a'),(NULL)]"),
     }
     table = table_of(tmp_path, f"CREATE TABLE things (id INT PRIMARY KEY, {', '.join(columns)})")
-    client.command(create_table_sql(table, database=database))
+    clickhouse.command(create_table_sql(table, database=database))
     row = dict(zip(table.column_names[1:], (value for value, _ in columns.values()), strict=True))
     row["dec"] = pa.scalar(row["dec"]).cast(pa.decimal128(38, 10)).as_py()
-    insert(client, table, things, [{"id": 1, **row}, {"id": 2, "a": [], "us": [], "s": {}, "ss": []}])
+    insert(clickhouse, table, things, [{"id": 1, **row}, {"id": 2, "a": [], "us": [], "s": {}, "ss": []}])
 
     texts = ", ".join(f"toString({name})" for name in row)
-    assert client.query(f"SELECT {texts} FROM {things} WHERE id = 1").result_rows == [
+    assert clickhouse.query(f"SELECT {texts} FROM {things} WHERE id = 1").result_rows == [
         tuple(text for _, text in columns.values())
     ]
     nulls = ", ".join(f"{name} IS NULL" for name in row if name not in ("a", "us", "s", "ss"))
-    assert set(client.query(f"SELECT {nulls} FROM {things} WHERE id = 2").result_rows[0]) == {1}
+    assert set(clickhouse.query(f"SELECT {nulls} FROM {things} WHERE id = 2").result_rows[0]) == {1}
 
 
 @pytest.mark.parametrize("key", ["", ", PRIMARY KEY (id)"], ids=["append", "keyed"])
 def test_the_last_offset_of_a_partition_is_right_whatever_has_been_replaced(
-    client: Client, database: str, things: str, tmp_path: Path, key: str
+    clickhouse: Client, database: str, things: str, tmp_path: Path, key: str
 ) -> None:
     table = table_of(tmp_path, f"CREATE TABLE things (id BIGINT{key})")
-    client.command(create_table_sql(table, database=database))
+    clickhouse.command(create_table_sql(table, database=database))
     for first, partition in itertools.product((0, 1_000, 2_000), (0, 1)):
         offsets = range(first, first + 500)
         rows = [{"id": o % 10 * 2 + partition, "_partition": partition, "_offset": o} for o in offsets]
-        insert(client, table, things, rows)
+        insert(clickhouse, table, things, rows)
     query = f"SELECT max(_offset) FROM {things} WHERE _partition = 1"
 
     for _ in ("before", "after"):
-        assert client.command(query) == 2_499
-        client.command(f"OPTIMIZE TABLE {things} FINAL")
+        assert clickhouse.command(query) == 2_499
+        clickhouse.command(f"OPTIMIZE TABLE {things} FINAL")
     if table.is_keyed:
-        assert "last_offset" in client.command(f"EXPLAIN {query} SETTINGS force_optimize_projection = 1")
-        assert client.command(f"SELECT count() FROM {things} FINAL") == 20
+        assert "last_offset" in clickhouse.command(f"EXPLAIN {query} SETTINGS force_optimize_projection = 1")
+        assert clickhouse.command(f"SELECT count() FROM {things} FINAL") == 20
     else:
         newest = f"SELECT _offset FROM {things} WHERE _partition = 1 ORDER BY _partition DESC, _offset DESC LIMIT 1"
-        assert client.command(newest) == 2_499
+        assert clickhouse.command(newest) == 2_499
 
 
 def test_a_repeated_insert_under_one_token_is_stored_once(
-    client: Client, database: str, things: str, tmp_path: Path
+    clickhouse: Client, database: str, things: str, tmp_path: Path
 ) -> None:
     for key in ("", ", PRIMARY KEY (id)"):
-        client.command(f"DROP TABLE IF EXISTS {things}")
+        clickhouse.command(f"DROP TABLE IF EXISTS {things}")
         table = table_of(tmp_path / f"keyed{bool(key)}", f"CREATE TABLE things (id BIGINT{key})")
-        client.command(create_table_sql(table, database=database))
+        clickhouse.command(create_table_sql(table, database=database))
         for _ in range(2):
-            insert(client, table, things, [{"id": 1}], token="things:0:7")
-        assert client.command(f"SELECT count() FROM {things}") == 1
+            insert(clickhouse, table, things, [{"id": 1}], token="things:0:7")
+        assert clickhouse.command(f"SELECT count() FROM {things}") == 1
 
 
 @pytest.mark.parametrize(
@@ -193,22 +185,24 @@ def test_a_repeated_insert_under_one_token_is_stored_once(
         "clickhouse_partition_by='month', retention='1 day', clickhouse_retention='104 weeks')",
     ],
 )
-def test_what_creates_tables_on_a_cluster_is_sql_to_clickhouse(client: Client, tmp_path: Path, definition: str) -> None:
+def test_what_creates_tables_on_a_cluster_is_sql_to_clickhouse(
+    clickhouse: Client, tmp_path: Path, definition: str
+) -> None:
     table = table_of(tmp_path, definition, "ALTER TABLE things ADD COLUMN a INT CODEC(T64)")
     for statement in create_table_statements(table, database="a b", cluster="it's"):
-        assert "CreateQuery a b" in client.command(f"EXPLAIN AST {statement}")
+        assert "CreateQuery a b" in clickhouse.command(f"EXPLAIN AST {statement}")
     for statement in migration_sql(table, 2, database="a b", cluster="it's"):
-        assert "AlterQuery a b" in client.command(f"EXPLAIN AST {statement}")
+        assert "AlterQuery a b" in clickhouse.command(f"EXPLAIN AST {statement}")
 
 
 def test_rows_older_than_the_retention_go_and_a_far_future_one_stays(
-    client: Client, database: str, things: str, tmp_path: Path
+    clickhouse: Client, database: str, things: str, tmp_path: Path
 ) -> None:
     table = table_of(tmp_path, "CREATE TABLE things (id BIGINT) WITH (retention='30 days')")
-    client.command(create_table_sql(table, database=database))
+    clickhouse.command(create_table_sql(table, database=database))
     now = datetime.now(UTC)
     written = {1: now - timedelta(days=31), 2: now - timedelta(days=29), 3: datetime(2250, 1, 1, tzinfo=UTC)}
-    insert(client, table, things, [{"id": number, "_timestamp": at} for number, at in written.items()])
-    client.command(f"OPTIMIZE TABLE {things} FINAL")
+    insert(clickhouse, table, things, [{"id": number, "_timestamp": at} for number, at in written.items()])
+    clickhouse.command(f"OPTIMIZE TABLE {things} FINAL")
 
-    assert client.query(f"SELECT id FROM {things} ORDER BY id").result_rows == [(2,), (3,)]
+    assert clickhouse.query(f"SELECT id FROM {things} ORDER BY id").result_rows == [(2,), (3,)]
