@@ -147,8 +147,7 @@ def record_decoder(catalog: Catalog, settings: Settings) -> Decoder:
 def consumer_options(group: str, settings: Settings, membership: Membership) -> dict[str, Any]:
     """How the batch consumer joins. Static membership: a restarted worker gets its partitions back at once."""
     return {
-        **log_options(settings),
-        "client_id": f"{group}-{settings.worker}",
+        **log_options(settings, f"{group}-{settings.worker}"),
         "group_id": group,
         "group_instance_id": settings.worker,
         "partition_assignment_strategy": [copartition_assignor(membership)],
@@ -162,10 +161,11 @@ def consumer_options(group: str, settings: Settings, membership: Membership) -> 
     }
 
 
-def log_options(settings: Settings) -> dict[str, Any]:
+def log_options(settings: Settings, client_id: str) -> dict[str, Any]:
     """How any consumer of a worker reads."""
     return {
         **kafka_client_options(settings),
+        "client_id": client_id,
         "enable_auto_commit": False,
         # Positions come from the owner; a position that Kafka does not have must be an error, never a jump.
         "auto_offset_reset": "none",

@@ -136,7 +136,7 @@ def store_app(settings: Settings) -> PintailApp:
     )
     host = PartitionHost(parts, app.log_reader, revoke_seconds_max=settings.revoke_seconds_max)
     request_log = LogConsumer(
-        {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-requests"},
+        log_options(settings, f"{settings.store_group}-{settings.worker}-requests"),
         deliver=lambda batch: answer_requests(batch),
         on_out_of_range=lambda topic_partition: requests.start(topic_partition),
         on_unreadable=lambda topic_partition, why: requests.read_again(topic_partition, why),
@@ -144,13 +144,13 @@ def store_app(settings: Settings) -> PintailApp:
     part_replies = TopicPartition(settings.part_topic, zlib.crc32(settings.worker.encode()) % PART_PARTITIONS)
     exchange = PartExchange(replies.send, settings, reply_partition=part_replies.partition)
     parts_log = LogTail(
-        {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-parts"},
+        log_options(settings, f"{settings.store_group}-{settings.worker}-parts"),
         part_replies,
         deliver=exchange.deliver,
     )
     requests = RequestReading(request_log, app.log_reader.committed_record)
     standby_log = LogConsumer(
-        {**log_options(settings), "client_id": f"{settings.store_group}-{settings.worker}-standbys"},
+        log_options(settings, f"{settings.store_group}-{settings.worker}-standbys"),
         deliver=lambda batch: standbys.submit(batch),
         on_out_of_range=lambda topic_partition: standbys.on_out_of_range(topic_partition),
         on_unreadable=lambda topic_partition, why: standbys.on_unreadable(topic_partition, why),

@@ -39,7 +39,7 @@ async def test_partitions_are_read_from_where_each_is_asked_for(
 
     publish("a", "b")
     log = LogConsumer(
-        log_options(Settings(kafka=kafka)),
+        log_options(Settings(kafka=kafka), "a-reader"),
         deliver=deliver,
         on_out_of_range=out_of_range.append,
         on_unreadable=on_unreadable,
