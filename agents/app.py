@@ -27,6 +27,8 @@ from streams.ports import Decoder
 HEARTBEAT_SECONDS = 2
 REBALANCE_TIMEOUT_SECONDS = 30
 REQUEST_TIMEOUT_SECONDS = 60
+#: Between two commits of the positions: what monitoring sees, and what a standby must see before it passes poison.
+COMMIT_SECONDS = 1.0
 PARTITION_FETCH_BYTES_MAX = 4 * MIB
 FETCH_BYTES_MAX = 32 * MIB
 
@@ -73,6 +75,7 @@ class PintailApp(faust.App):  # type: ignore[misc]
             broker=servers,
             broker_session_timeout=settings.session_timeout_seconds,
             broker_request_timeout=REQUEST_TIMEOUT_SECONDS,
+            broker_commit_interval=COMMIT_SECONDS,
             datadir=str(settings.data_dir / "faust" / f"{group}-{settings.worker}"),
             store="memory://",
             topic_allow_declare=False,

@@ -34,7 +34,7 @@ from streams.retry import Backoff, in_words
 logger = logging.getLogger(__name__)
 
 #: Between two looks at how far the owner is.
-OWNER_CHECK_SECONDS = 1.0
+OWNER_CHECK_SECONDS = 0.5
 #: Between two times that the group is asked to assign anew: each costs every partition a moment.
 ASK_SECONDS_MIN = 30.0
 

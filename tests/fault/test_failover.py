@@ -33,7 +33,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterat
         TABLES,
         **servers,
         store_workers=2,
-        environment={"PINTAIL_STANDBY": "1", "PINTAIL_SESSION_TIMEOUT_SECONDS": "30"},
+        environment={"PINTAIL_STANDBY": "1", "PINTAIL_SESSION_TIMEOUT_SECONDS": "20"},
     ) as system:
         yield system
 
@@ -80,6 +80,12 @@ def is_settled(system: System) -> bool:
     )
 
 
+def copies_hold(system: System, worker: str) -> bool:
+    """Its copies have passed the first poison, which they do once its owner has committed that it parked it."""
+    standbys = system.report_of(worker)["standbys"].values()
+    return all(min(state["next_offsets"].values(), default=0) > 0 for state in standbys)
+
+
 def rungs(system: System, worker: str) -> set[str]:
     """How the partitions that the worker owns were recovered."""
     return {state["recovered"]["rung"] for state in partitions_of(system, worker).values()}
@@ -108,6 +114,7 @@ def test_a_restart_within_the_session_time_out_moves_nothing(
 @pytest.mark.usefixtures("publisher")
 def test_when_a_worker_dies_the_other_answers_from_its_copies(system: System) -> None:
     wait_for(lambda: is_settled(system), "each serves two partitions and copies two")
+    wait_for(lambda: all(copies_hold(system, name) for name in WORKERS), "the copies hold something")
     system.stack.kill("store-1", signal.SIGKILL)
     system.stack.stop_process("store-1")
     wait_for(lambda: serving(system, "store-0").keys() == set(range(PARTITIONS)), "store-0 serves all", seconds=60)
