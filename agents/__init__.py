@@ -3,8 +3,7 @@
 Map
     transport.py        Faust transport driver: one fetched partition batch is one event
     fetched_batches.py  what a consumer has fetched, as batches, and the bound on the bytes that wait
-    log_consumer.py     a consumer outside the group: for requests, and for standbys
-    log_tail.py         the end of one partition: what workers contribute to one another's answers
+    log_consumer.py     a consumer outside the group: for standbys
     group_watch.py      ends a worker that has silently dropped out of its group
     assignor.py         partition p of every topic goes to one member; what members tell their group
     placement.py        which member owns a partition, and which ones keep a warm copy

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import weakref
 from collections import deque
 from collections.abc import Collection
@@ -103,24 +102,18 @@ class FetchReports(Protocol):
 
 
 class Fetches:
-    """What an aiokafka consumer has fetched, in place of its `getmany`. `gathers`: the broker gathers what trickles in.
-
-    Without a budget nothing is held back."""
+    """What an aiokafka consumer has fetched, in place of its `getmany`; the broker gathers what trickles in."""
 
     def __init__(
         self,
         consumer: aiokafka.AIOKafkaConsumer,
         reports: FetchReports,
         *,
-        budget: ByteBudget | None = None,
-        gathers: bool = True,
-        batch_bytes_max: int = FETCHED_BATCH_BYTES_MAX,
+        budget: ByteBudget,
     ) -> None:
         self._consumer = consumer
         self._reports = reports
-        self._budget = budget or ByteBudget(sys.maxsize)
-        self._gathers = gathers
-        self._batch_bytes_max = batch_bytes_max
+        self._budget = budget
 
     async def next_batches(self, active: Collection[TP], timeout_seconds: float) -> dict[TP, list[RecordBatch]]:
         """The next batch of each active partition that has one, at once if there is any; empty after the time-out.
@@ -143,7 +136,7 @@ class Fetches:
                 await fetcher._subscriptions.wait_for_assignment()
             batches, is_holding_back = self._drain_fetched(fetcher, active)
             if batches:
-                fetcher._fetch_min_bytes = GATHERED_BYTES if self._gathers else 1
+                fetcher._fetch_min_bytes = GATHERED_BYTES
                 return batches
             remaining = deadline - loop.time()
             if remaining <= 0:
@@ -192,7 +185,7 @@ class Fetches:
         is used, and the position stays where it is."""
         generation = getattr(self._consumer._coordinator, "generation", 0)  # outside of a group there is none
         try:
-            return drain(result, tp, generation, self._batch_bytes_max)
+            return drain(result, tp, generation)
         except Exception as error:  # noqa: BLE001  # the boundary of one partition: the others' batches are drained
             result._partition_records = None
             self._reports.report_unreadable(tp, in_words(error))

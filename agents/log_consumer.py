@@ -1,9 +1,6 @@
-"""A consumer outside the group, on the caller's loop: reads what it is told to and delivers it at once.
+"""A consumer outside the group, on the caller's loop: reads what it is told to and delivers it.
 
-The store worker reads its requests with one. The group's consumer gathers records before it hands them over, and gives
-them up only as fast as they are stored; a request must wait for neither. Who owns which partition is still the group's
-to say: the query topic is assigned with the tables' topics, and the group's consumer leaves it alone. With another one
-it reads for its standbys, of which the group knows nothing.
+The store worker reads with one for its standbys, of which the group knows nothing.
 """
 
 from __future__ import annotations
@@ -18,21 +15,16 @@ from faust.types import TP
 from agents.fetched_batches import ByteBudget, Fetches
 from streams.adapters.kafka_watermarks import read_watermarks
 from streams.batches import RecordBatch
-from streams.limits import MIB
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
 from streams.retry import Backoff, persisting
 
-#: Of one batch, about; more would hold up the loop for longer than a few milliseconds.
-BATCH_BYTES_MAX = MIB
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS_MAX = 5.0
 
 
 class LogConsumer:
-    """Implements streams.ports.PartitionLog, for one event loop. What is on its way when reading stops is dropped.
-
-    `gathers` and `budget`: see agents.fetched_batches.Fetches."""
+    """Implements streams.ports.PartitionLog, for one event loop. What is on its way when reading stops is dropped."""
 
     def __init__(
         self,
@@ -41,14 +33,12 @@ class LogConsumer:
         deliver: Callable[[RecordBatch], None],
         on_out_of_range: Callable[[TopicPartition], None],
         on_unreadable: Callable[[TopicPartition, str], None],
-        gathers: bool = False,
-        budget: ByteBudget | None = None,
+        budget: ByteBudget,
     ) -> None:
         self._options = dict(options)
         self._deliver = deliver
         self._on_out_of_range = on_out_of_range
         self._on_unreadable = on_unreadable
-        self._gathers = gathers
         self._budget = budget
         self._consumer: aiokafka.AIOKafkaConsumer | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -102,9 +92,7 @@ class LogConsumer:
 
     async def _read(self) -> None:
         self._point()  # after a fault, what was taken from the fetcher and not delivered is fetched again
-        fetches = Fetches(
-            self._started(), self, budget=self._budget, gathers=self._gathers, batch_bytes_max=BATCH_BYTES_MAX
-        )
+        fetches = Fetches(self._started(), self, budget=self._budget)
         while True:
             await self._has_positions.wait()
             for batches in (await fetches.next_batches(self._positions, _POLL_SECONDS)).values():

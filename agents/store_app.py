@@ -16,13 +16,13 @@ from agents.app import PintailApp, log_options, record_decoder
 from agents.assignor import Membership
 from agents.fetched_batches import ByteBudget
 from agents.log_consumer import LogConsumer
-from agents.log_tail import LogTail
 from agents.query_requests import RequestAnswers, RequestReading
 from schemas.catalog import load_catalog
 from streams.adapters.clickhouse_history import ClickHouseHistory
 from streams.adapters.clickhouse_sink import ClickHouseSink
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_intents import GroupRecords
+from streams.adapters.kafka_librdkafka import RdKafkaLog, RdKafkaTail
 from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
 from streams.adapters.kafka_topics import PART_PARTITIONS, ensure_topics, topics_of
 from streams.adapters.redis_snapshots import open_snapshot_repository
@@ -135,26 +135,22 @@ def store_app(settings: Settings) -> PintailApp:
         drill=partial(drill_newest, repository, codec, catalog, settings.data_dir / "drills"),
     )
     host = PartitionHost(parts, app.log_reader, revoke_seconds_max=settings.revoke_seconds_max)
-    request_log = LogConsumer(
-        log_options(settings, f"{settings.store_group}-{settings.worker}-requests"),
+    request_log = RdKafkaLog(
+        settings,
+        group=settings.store_group,
         deliver=lambda batch: answer_requests(batch),
         on_out_of_range=lambda topic_partition: requests.start(topic_partition),
         on_unreadable=lambda topic_partition, why: requests.read_again(topic_partition, why),
     )
     part_replies = TopicPartition(settings.part_topic, zlib.crc32(settings.worker.encode()) % PART_PARTITIONS)
     exchange = PartExchange(replies.send, settings, reply_partition=part_replies.partition)
-    parts_log = LogTail(
-        log_options(settings, f"{settings.store_group}-{settings.worker}-parts"),
-        part_replies,
-        deliver=exchange.deliver,
-    )
+    parts_log = RdKafkaTail(settings, part_replies, group=settings.store_group, deliver=exchange.deliver)
     requests = RequestReading(request_log, app.log_reader.committed_record)
     standby_log = LogConsumer(
         log_options(settings, f"{settings.store_group}-{settings.worker}-standbys"),
         deliver=lambda batch: standbys.submit(batch),
         on_out_of_range=lambda topic_partition: standbys.on_out_of_range(topic_partition),
         on_unreadable=lambda topic_partition, why: standbys.on_unreadable(topic_partition, why),
-        gathers=True,
         budget=ByteBudget(STANDBY_BUFFER_BYTES_MAX),
     )
     standby_parts = replace(

@@ -32,6 +32,7 @@
     |  +- SchemaRegistryUnavailableError  refused, reset, timed out, overloaded: retry (retriable)
     |  +- SchemaRegistryRejectedError     it answered with something that only an operator can cure
     +- GroupSilentError            the consumer group gives no sign of life; the worker ends, to be started again
+    +- KafkaUnavailableError       Kafka gave no answer: retry (retriable)
     +- LocalStackError             a server of `pintail dev` did not start, or another run holds its folder
     +- QueryRefusedError           a query got a refusal; carries the refusal's code
     +- PublishingError             a record that a client wrote was not acknowledged
@@ -231,6 +232,12 @@ class QueryRefusedError(PintailError):
             retriable=refusal.retriable,
             retry_after_ms=refusal.retry_after_ms,
         )
+
+
+class KafkaUnavailableError(PintailError):
+    """Kafka gave no answer, or one that says to ask again."""
+
+    retriable = True
 
 
 class PublishingError(PintailError):

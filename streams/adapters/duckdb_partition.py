@@ -103,14 +103,22 @@ class PartitionStore:
         self._is_fenced = False  # may be set at any moment
         self._sources: dict[str, _ArrowSource] = {}
         self._ledger_rows = 0
+        self._is_committing = False
         with self._writing:
-            self._next_offsets = {
+            #: Never changed, only replaced, so that who holds it can tell whether it was.
+            self._next_offsets: Mapping[str, int] = {
                 topic: max(entry.next_offset for entry in entries) for topic, entries in self._read_ledger().items()
             }
 
     def next_offsets(self) -> dict[str, int]:
         """By topic, where to resume; topics never consumed are absent."""
         return dict(self._next_offsets)
+
+    @property
+    def applied(self) -> Mapping[str, int] | None:
+        """The same, as one object until the next transaction commits, and None while it does. A reader who finds one
+        object before its own transaction began to read and after that reads exactly this (a seqlock)."""
+        return None if self._is_committing else self._next_offsets
 
     def ledger(self) -> dict[str, list[LedgerEntry]]:
         """By topic, everything that was applied since the partition began: one range, unless there is a hole or an
@@ -160,10 +168,10 @@ class PartitionStore:
             entries, pending = self._pending(batches)
             if not entries:
                 return
-            with self._visible(pending) as statements, self._begun() as connection:
+            reached = {topic: entry.next_offset for topic, entry in entries.items()}
+            with self._visible(pending) as statements, self._begun(reached) as connection:
                 # In one call: each takes the interpreter's lock several times.
                 connection.execute("; ".join([*statements, *self._enter(entries)]))
-            self._next_offsets |= {topic: entry.next_offset for topic, entry in entries.items()}
 
     def load(self, table: TableDefinition, rows: pa.Table) -> None:
         """Inserts rows into a store that is being filled from elsewhere, in the schema of decoded rows, no key twice.
@@ -188,9 +196,8 @@ class PartitionStore:
             self._check_held()
             assert not self._next_offsets, "only a store that holds nothing can be filled"
             entries = {topic: LedgerEntry(at, at) for topic, at in next_offsets.items()}
-            with self._begun() as connection:
+            with self._begun(next_offsets) as connection:
                 connection.execute("; ".join(self._enter(entries)))
-            self._next_offsets = dict(next_offsets)
 
     def holds_rows(self) -> bool:
         """True if any table holds a row."""
@@ -333,14 +340,17 @@ class PartitionStore:
                 yield connection
 
     @contextmanager
-    def _begun(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """BEGIN, then COMMIT or ROLLBACK."""
+    def _begun(self, reached: Mapping[str, int] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """BEGIN, then COMMIT, which makes next_offsets those that are `reached`, or ROLLBACK."""
         connection = self._connection
         try:
             connection.execute("BEGIN TRANSACTION")
             yield connection
             self._check_held()
+            self._is_committing = reached is not None
             connection.execute("COMMIT")
+            if reached is not None:
+                self._next_offsets = {**self._next_offsets, **reached}
         except BaseException as error:
             with suppress(duckdb.Error):  # there may be no transaction left to roll back
                 connection.execute("ROLLBACK")
@@ -350,6 +360,8 @@ class PartitionStore:
                     hint="nothing was applied; if it repeats, close and reopen the partition",
                 ) from error
             raise
+        finally:
+            self._is_committing = False
 
     def _checkpoint(self) -> None:
         try:

@@ -1,17 +1,19 @@
 """Runs one guarded query on a store: rows and the positions they reflect, read in ONE read-only transaction.
 
 The transaction is what makes the offsets of an answer exact: DuckDB fixes a partition's snapshot when the transaction
-first reads it, rows and `_positions` alike. It is read-only as the second wall behind the guard. Results are fetched
-in chunks, so that an answer over the row or byte limit costs no more than the limit. Called by `answering`; `run`
-blocks and belongs in a thread, `interrupt` may come from any thread.
+first reads it, rows and `_positions` alike. These need not be read where nothing was committed around that moment,
+which the store knows. It is read-only as the second wall behind the guard. Results are fetched in chunks, so that an
+answer over the row or byte limit costs no more than the limit. Called by `answering`; `run` blocks and belongs in a
+thread, `interrupt` may come from any thread.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Protocol
 
@@ -36,12 +38,11 @@ from streams.errors import StoreError
 #: Rows fetched at a time; one DuckDB vector, so that a chunk over the byte limit stays small.
 _CHUNK_ROWS = 2_048
 
-_BEGIN = "BEGIN TRANSACTION READ ONLY;"
+_BEGIN = "BEGIN TRANSACTION READ ONLY"
 #: Of one partition, whose ledger is short: reading it costs half of adding it up.
-_ONE_BEGINS = f"{_BEGIN} SELECT partition, topic, next_offset FROM {LEDGER_VIEW}"
-_ALL_BEGIN = (
-    f"{_BEGIN} SELECT partition, topic, next_offset FROM _positions"
-    " UNION ALL SELECT partition, NULL, NULL FROM _partitions"
+_POSITIONS_OF_ONE = f"SELECT partition, topic, next_offset FROM {LEDGER_VIEW}"
+_POSITIONS_OF_ALL = (
+    "SELECT partition, topic, next_offset FROM _positions UNION ALL SELECT partition, NULL, NULL FROM _partitions"
 )
 
 _ERRORS_THROUGH_ARROW: dict[str, type[duckdb.Error]] = {
@@ -61,6 +62,15 @@ class QueryCursors(Protocol):
     def query_cursor(self, partition: int | None) -> duckdb.DuckDBPyConnection:
         """A cursor whose current schema has one view per table and `_positions`, over one partition or, for None, over
         all SERVING ones."""
+        ...
+
+    def give_back(self, cursor: duckdb.DuckDBPyConnection, partition: int | None) -> None:
+        """Instead of closing it."""
+        ...
+
+    def applied(self, partition: int | None) -> dict[int, Mapping[str, int]] | None:
+        """By partition that such a cursor reads its next_offsets, None while one of them commits: the same objects
+        before and after a transaction's first read are what it reads."""
         ...
 
 
@@ -105,16 +115,25 @@ class Interruptible:
         raise NotImplementedError
 
     @contextmanager
-    def _using(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Closes the cursor in the end, and with it its transaction."""
+    def _using(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        give_back: Callable[[duckdb.DuckDBPyConnection], None] = duckdb.DuckDBPyConnection.close,
+    ) -> Iterator[None]:
+        """Closes the cursor in the end, and with it its transaction, or gives it back if nothing went wrong."""
         with self._lock:
             self._cursor = cursor
+        is_sound = False
         try:
             yield
+            is_sound = True
         finally:
             with self._lock:
                 self._cursor = None
-                cursor.close()
+                if is_sound and not self.interrupted:
+                    give_back(cursor)
+                else:
+                    cursor.close()
 
 
 class DuckDBQueries:
@@ -173,12 +192,18 @@ class RunningQuery(Interruptible):
         request = self._request
         query = self._guard.check(request.sql, request.params)
         cursor = self._open_cursor()
-        with self._using(cursor):
+        with self._using(cursor, partial(self._store.give_back, partition=self._partition)):
             try:
-                offsets = self._begin(cursor, query)
+                before = self._store.applied(self._partition)
+                cursor.execute(_BEGIN)
                 cursor.execute(request.sql, request.params or None)
+                after = self._store.applied(self._partition)
                 columns = columns_of(cursor)
                 rows_json, arrow = self._limits.fetch(cursor, request.format)
+                applied = _unmoved(before, after)
+                if applied is None:
+                    applied = _read_positions(cursor, self._partition)
+                offsets = self._offsets(query, applied)
             except duckdb.Error as error:
                 raise refusal_of(error, query, interrupted=self.interrupted) from error
         executed_ms = (time.perf_counter() - started) * 1000
@@ -190,23 +215,36 @@ class RunningQuery(Interruptible):
         except (StoreError, duckdb.Error) as error:
             raise not_serving(f"the store has no queryable state: {error}") from error
 
-    def _begin(self, cursor: duckdb.DuckDBPyConnection, query: GuardedQuery) -> dict[str, dict[str, int]]:
-        """Begins the transaction and reads in it what the answer reflects: 0 where the store has not consumed anything
-        of a topic yet. In one call, since each costs as much as a lookup.
+    def _offsets(self, query: GuardedQuery, applied: Mapping[int, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+        """What the answer reflects: 0 where the store has not consumed anything of a topic yet.
 
-        A partition that came or went a moment ago must be counted neither twice nor not at all: refuses if what is
+        A partition that came or went a moment ago must be counted neither twice nor not at all: refuses if what was
         visible is not the scope."""
-        read = _ONE_BEGINS if self._partition is not None else _ALL_BEGIN
-        positions: list[tuple[int, str | None, int]] = cursor.execute(read).fetchall()
-        if self._partition is None and {partition for partition, topic, _ in positions if topic is None} != self.scope:
+        if applied.keys() != self.scope:
             raise not_serving("the partitions of this worker are changing")
         topics = [self._catalog.by_name(table).topic for table in query.tables]
-        offsets = {topic: dict.fromkeys(map(str, sorted(self.scope)), 0) for topic in topics}
-        for partition, topic, next_offset in positions:
-            if topic in offsets:
-                newest = offsets[topic]
-                newest[str(partition)] = max(newest[str(partition)], next_offset)
-        return offsets
+        return {topic: {str(each): applied[each].get(topic, 0) for each in sorted(applied)} for topic in topics}
+
+
+def _unmoved(
+    before: dict[int, Mapping[str, int]] | None, after: dict[int, Mapping[str, int]] | None
+) -> dict[int, Mapping[str, int]] | None:
+    """What was applied, if nothing else was between these two looks."""
+    if before is None or after is None or before.keys() != after.keys():
+        return None
+    return before if all(before[partition] is after[partition] for partition in before) else None
+
+
+def _read_positions(cursor: duckdb.DuckDBPyConnection, partition: int | None) -> dict[int, Mapping[str, int]]:
+    """What the cursor's transaction sees as applied."""
+    applied: dict[int, dict[str, int]] = {} if partition is None else {partition: {}}
+    for number, topic, next_offset in cursor.execute(
+        _POSITIONS_OF_ALL if partition is None else _POSITIONS_OF_ONE
+    ).fetchall():
+        newest = applied.setdefault(number, {})
+        if topic is not None:
+            newest[topic] = max(newest.get(topic, 0), next_offset)
+    return {**applied}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -61,6 +62,7 @@ class DuckDBStore:
         self._file_locks: dict[int, FileLock] = {}
         self._visible: frozenset[int] = frozenset()
         self._scopes: frozenset[str] = frozenset()
+        self._idle_cursors: dict[str, list[duckdb.DuckDBPyConnection]] = {}
         self._instance = _open_instance(self._directory, memory_limit, threads)
         self.publish_scopes(())
 
@@ -139,7 +141,7 @@ class DuckDBStore:
             readable = self._partitions.keys() - self._fenced
             stores = {partition: self._partitions[partition] for partition in sorted(readable.intersection(serving))}
             scopes = {ALL_PARTITIONS: list(stores.values())}
-            scopes |= {f"p{partition}": [store] for partition, store in stores.items()}
+            scopes |= {_scope_of(partition): [store] for partition, store in stores.items()}
             statements = [f"DROP SCHEMA memory.{quote(name)} CASCADE" for name in self._scopes - scopes.keys()]
             for name, members in scopes.items():
                 statements.append(f"CREATE SCHEMA IF NOT EXISTS memory.{quote(name)}")
@@ -149,26 +151,53 @@ class DuckDBStore:
                 statements.append(ledger_view_sql(name, members))
                 statements.append(_partitions_view_sql(name, members))
             _in_transaction(self._instance, statements)
+            for name in self._scopes - scopes.keys():
+                for cursor in self._idle_cursors.pop(name, ()):
+                    cursor.close()
             self._scopes, self._visible = frozenset(scopes), frozenset(stores)
 
     def query_cursor(self, partition: int | None) -> duckdb.DuckDBPyConnection:
-        """A cursor for one query over the scope: all served partitions, or one. Close it after use.
+        """A cursor for one query over the scope: all served partitions, or one. Close it after use, or give it back.
 
         Raises StoreError when the partition is not served here.
         """
-        scope = ALL_PARTITIONS if partition is None else f"p{partition}"
+        scope = _scope_of(partition)
         with self._lock:
             if scope not in self._scopes:
                 raise StoreError(f"partition {partition} is not served here", hint="ask the worker that owns it")
+            if idle := self._idle_cursors.get(scope):
+                return idle.pop()
             cursor = self._instance.cursor()
-            cursor.execute(f"USE memory.{quote(scope)}")
+        cursor.execute(f"USE memory.{quote(scope)}")
         return cursor
+
+    def give_back(self, cursor: duckdb.DuckDBPyConnection, partition: int | None) -> None:
+        """Keeps a cursor of `query_cursor` for the next query over its scope: to make one costs a third of a lookup."""
+        scope = _scope_of(partition)
+        with suppress(duckdb.Error):
+            cursor.execute("ROLLBACK")
+            with self._lock:
+                if scope in self._scopes:
+                    self._idle_cursors.setdefault(scope, []).append(cursor)
+                    return
+        cursor.close()
+
+    def applied(self, partition: int | None) -> dict[int, Mapping[str, int]] | None:
+        """PartitionStore.applied of each partition that queries over the scope see; None while one of them commits."""
+        with self._lock:
+            visible = self._visible if partition is None else self._visible.intersection({partition})
+            found = {number: self._partitions[number].applied for number in visible}
+        applied = {number: offsets for number, offsets in found.items() if offsets is not None}
+        return applied if len(applied) == len(found) else None
 
     def close(self) -> None:
         """Closes all partitions and the instance."""
         for partition in self.partitions():
             self.close_partition(partition)
         with self._lock:
+            for cursors in self._idle_cursors.values():
+                for cursor in cursors:
+                    cursor.close()
             self._instance.close()
 
     def _turn_of(self, partition: int) -> threading.Lock:
@@ -263,6 +292,11 @@ class DuckDBStore:
                 f"SELECT table_name, max(number) FROM {database}.pintail.migrations GROUP BY ALL"
             ).fetchall()
         )
+
+
+def _scope_of(partition: int | None) -> str:
+    """The schema with the views of one partition, or of all."""
+    return ALL_PARTITIONS if partition is None else f"p{partition}"
 
 
 def _in_transaction(instance: duckdb.DuckDBPyConnection, statements: list[str]) -> None:

@@ -12,9 +12,11 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from aiokafka.structs import RecordMetadata
 
 from schemas.dead_letters import dead_letter_headers
+from streams.adapters.kafka_librdkafka import RdKafkaProducer
 from streams.adapters.kafka_options import kafka_client_options
 from streams.adapters.kafka_topics import PART_MESSAGE_BYTES_MAX
 from streams.config import Settings
+from streams.errors import PublishingError
 from streams.limits import DEAD_LETTER_BYTES_MAX, DEAD_LETTER_TRUNCATED_BYTES, KIB
 from streams.ports import DeadLetter
 
@@ -118,14 +120,11 @@ class KafkaReplies:
     deadline covers the loss."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._producer = RdKafkaProducer(settings, acks="1", record_bytes_max=PART_MESSAGE_BYTES_MAX)
 
     async def start(self) -> None:
-        """Connects. Call it on the event loop that will send."""
-        self._producer = AIOKafkaProducer(
-            **kafka_client_options(self._settings), acks=1, linger_ms=0, max_request_size=PART_MESSAGE_BYTES_MAX
-        )
-        await self._producer.start()
+        """Call it on the event loop that will send."""
+        self._producer.start()
 
     async def stop(self) -> None:
         """Sends what is buffered and disconnects."""
@@ -142,6 +141,6 @@ class KafkaReplies:
     ) -> None:
         """Never raises for what the asker asked for (an unknown reply topic, say)."""
         try:
-            await self._producer.send_and_wait(topic, value=value, key=key, partition=partition, headers=list(headers))
-        except (KafkaError, AssertionError) as error:
-            logger.warning("reply to %s not sent: %r", topic, error)
+            await self._producer.send(topic, value=value, key=key, partition=partition, headers=headers)
+        except PublishingError as error:
+            logger.warning("reply not sent: %s", error.message)

@@ -24,7 +24,8 @@ for module in (dev, worker, status, audit, query, shell, tables, snapshots, reco
 def main() -> None:
     """Entry point: operating errors become one clear line and exit status 1."""
     # What it logs on its way to an error of ours; without a handler, Python prints it.
-    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+    for name in ("aiokafka", "streams.adapters.kafka_librdkafka"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         app()
     except PintailError as error:

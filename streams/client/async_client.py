@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import orjson
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
@@ -35,14 +34,23 @@ from schemas.messages import (
     serialise_cancellation,
     serialise_request,
 )
+from streams.adapters.kafka_librdkafka import RdKafkaProducer, RdKafkaTail, Sent
 from streams.adapters.kafka_options import kafka_client_options
 from streams.adapters.kafka_partitioner import partition_of
 from streams.adapters.kafka_topics import QUERY_RETENTION_MS, REPLY_PARTITIONS, TopicSpecification, ensure_topics
+from streams.batches import RecordBatch
 from streams.client.answer import Answer
 from streams.client.written import AtLeast, Written, positions_of
 from streams.config import Settings, load_settings
-from streams.errors import ConfigurationError, PublishingError, QueryRefusedError, RequestTimeoutError
+from streams.errors import (
+    ConfigurationError,
+    KafkaUnavailableError,
+    PublishingError,
+    QueryRefusedError,
+    RequestTimeoutError,
+)
 from streams.limits import QUERY_DEADLINE_MS_DEFAULT, QUERY_DEADLINE_MS_MAX
+from streams.positions import TopicPartition
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +68,21 @@ _WAY_BACK_MS_MAX = 100
 class AsyncClient:
     """Asks queries. Make one with `await AsyncClient.connect()` and share it; close it, or use it as a context."""
 
-    def __init__(
-        self, settings: Settings, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer, query_partitions: int
-    ) -> None:
+    def __init__(self, settings: Settings, *, query_partitions: int, reply_partition: int) -> None:
         self._settings = settings
-        self._producer = producer
-        self._consumer = consumer
         self._query_partitions = query_partitions
-        (self._reply_partition,) = (tp.partition for tp in consumer.assignment())
+        self._reply_partition = reply_partition
+        self._producer = RdKafkaProducer(settings, acks="1")
+        self._replies = RdKafkaTail(
+            settings,
+            TopicPartition(settings.reply_topic, reply_partition),
+            group=f"{settings.application}-clients",
+            deliver=self._deliver,
+        )
         self._caller = uuid.uuid4().hex
-        self._cancelling: set[asyncio.Task[Any]] = set()
-        self._publisher: AIOKafkaProducer | None = None
-        self._connecting = asyncio.Lock()
+        self._publisher: RdKafkaProducer | None = None
         self._waiting: dict[str, asyncio.Future[_Reply]] = {}
         self._chunks: dict[str, ChunkCollector] = {}
-        self._reading = asyncio.create_task(self._read_replies())
 
     @classmethod
     async def connect(cls, settings: Settings | None = None) -> Self:
@@ -84,33 +92,30 @@ class AsyncClient:
         """
         if settings is None:
             settings = await asyncio.to_thread(load_settings)
-        options = kafka_client_options(settings)
-        partitions = await _partition_counts(settings, options)
-        producer = AIOKafkaProducer(**options, linger_ms=0, acks=1)
-        consumer = AIOKafkaConsumer(**options, enable_auto_commit=False, auto_offset_reset="latest")
+        partitions = await _partition_counts(settings)
+        client = cls(
+            settings,
+            query_partitions=partitions[settings.query_topic],
+            reply_partition=random.randrange(partitions[settings.reply_topic]),  # noqa: S311
+        )
+        client._producer.start()
         try:
-            await producer.start()
-            await consumer.start()
-            reply = TopicPartition(settings.reply_topic, random.randrange(partitions[settings.reply_topic]))  # noqa: S311
-            consumer.assign([reply])
-            await consumer.seek_to_end(reply)
-            await consumer.position(reply)  # fixes the position: without it, the first fetch would choose a later end
+            await client._replies.start()
         except BaseException as error:
-            await _stop(consumer, producer)
-            if isinstance(error, KafkaError):
+            await client.close()
+            if isinstance(error, KafkaUnavailableError):
                 raise _unreachable(settings, error) from error
             raise
-        return cls(settings, producer, consumer, partitions[settings.query_topic])
+        return client
 
     async def close(self) -> None:
         """Disconnects; requests in flight end with RequestTimeoutError. Idempotent."""
-        self._reading.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reading
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(RequestTimeoutError("the client was closed", hint="keep it open while you wait"))
-        await _stop(self._consumer, self._producer, *([self._publisher] if self._publisher else []))
+        await asyncio.gather(
+            self._replies.stop(), self._producer.stop(), *([self._publisher.stop()] if self._publisher else [])
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -177,23 +182,10 @@ class AsyncClient:
 
         What it returns is an `at_least` for queries."""
         encoded = orjson.dumps(value, default=str) if isinstance(value, Mapping) else value
-        try:
-            sent = await (await self._writer()).send_and_wait(topic, value=encoded, key=key and key.encode())
-        except (KafkaError, AssertionError) as error:
-            raise PublishingError(
-                f"the record was not acknowledged: {error!r}",
-                hint="it may be in the log all the same; check the broker, then write it again",
-            ) from error
-        return Written(topic, sent.partition, sent.offset)
-
-    async def _writer(self) -> AIOKafkaProducer:
-        """For records that must not be lost; connects when the first one is written."""
-        async with self._connecting:
-            if self._publisher is None:
-                publisher = AIOKafkaProducer(**kafka_client_options(self._settings), acks="all", linger_ms=0)
-                await publisher.start()
-                self._publisher = publisher
-        return self._publisher
+        if self._publisher is None:  # for records that must not be lost
+            self._publisher = RdKafkaProducer(self._settings, acks="all")
+            self._publisher.start()
+        return Written(*await self._publisher.send(topic, value=encoded, key=None if key is None else key.encode()))
 
     async def _ask(self, template: QueryRequest, deadline: float) -> _Reply:
         """One request, one reply. Raises RequestTimeoutError."""
@@ -210,7 +202,7 @@ class AsyncClient:
         self._waiting[request.id] = future
         try:
             async with asyncio.timeout_at(deadline):
-                sent = await self._producer.send(
+                sent = self._producer.send(
                     self._settings.query_topic, value=serialise_request(request), key=key, partition=partition
                 )
                 sent.add_done_callback(lambda sent: self._failed_to_send(future, sent))
@@ -223,9 +215,9 @@ class AsyncClient:
         except asyncio.CancelledError:
             self._cancel(request, partition)
             raise
-        except KafkaError as error:
+        except PublishingError as error:
             raise RequestTimeoutError(
-                f"the request could not be sent: {error!r}", hint="check that the broker runs"
+                f"the request could not be sent: {error.message}", hint="check that the broker runs"
             ) from error
         finally:
             del self._waiting[request.id]
@@ -233,41 +225,37 @@ class AsyncClient:
 
     def _cancel(self, request: QueryRequest, partition: int) -> None:
         """The worker need not go on. Whether it hears of it in time is not waited for."""
-        value = serialise_cancellation(request)
-        sending = asyncio.create_task(self._producer.send(self._settings.query_topic, value=value, partition=partition))
-        self._cancelling.add(sending)
-        sending.add_done_callback(self._cancelling.discard)
+        sending = self._producer.send(
+            self._settings.query_topic, value=serialise_cancellation(request), partition=partition
+        )
+        sending.add_done_callback(_failure_of)
 
     @staticmethod
-    def _failed_to_send(future: asyncio.Future[_Reply], sent: asyncio.Future[Any]) -> None:
-        error = None if sent.cancelled() else sent.exception()
+    def _failed_to_send(future: asyncio.Future[_Reply], sent: asyncio.Future[Sent]) -> None:
+        error = _failure_of(sent)
         if error is not None and not future.done():
             future.set_exception(error)
 
-    async def _read_replies(self) -> None:
-        while True:
-            try:
-                fetched = await self._consumer.getmany(timeout_ms=1_000)
-            except KafkaError as error:
-                log.warning("reading replies: %r", error)
-                await asyncio.sleep(_LONGEST_PAUSE_SECONDS)
+    def _deliver(self, batch: RecordBatch) -> None:
+        """Hands replies to their requests. Replies to others on the same partition are recognised by their key
+        alone."""
+        for index, key in enumerate(batch.keys):
+            request_id = (key or b"").decode("utf-8", "replace")
+            future = self._waiting.get(request_id)
+            if future is None or future.done():
                 continue
-            for records in fetched.values():
-                for record in records:
-                    self._deliver(record)
+            headers = batch.headers.get(index, ())
+            try:
+                chunks = self._chunks.setdefault(request_id, ChunkCollector())
+                value = chunks.add(batch.values[index] or b"", headers)
+                if value is not None:
+                    future.set_result(read_reply(value, headers))
+            except (RequestError, ChunkError) as error:
+                log.warning("%s[%d]@%d: %s", batch.topic, batch.partition, batch.offsets[index], error)
 
-    def _deliver(self, record: Any) -> None:
-        """Hands a reply to its request. Replies to others on the same partition are recognised by their key alone."""
-        request_id = (record.key or b"").decode("utf-8", "replace")
-        future = self._waiting.get(request_id)
-        if future is None or future.done():
-            return
-        try:
-            value = self._chunks.setdefault(request_id, ChunkCollector()).add(record.value or b"", record.headers)
-            if value is not None:
-                future.set_result(read_reply(value, record.headers))
-        except (RequestError, ChunkError) as error:
-            log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
+
+def _failure_of(sent: asyncio.Future[Sent]) -> BaseException | None:
+    return None if sent.cancelled() else sent.exception()
 
 
 def _request(**fields: Any) -> QueryRequest:
@@ -297,9 +285,9 @@ def _check_budget(deadline_ms: int) -> None:
         )
 
 
-async def _partition_counts(settings: Settings, options: Mapping[str, Any]) -> dict[str, int]:
+async def _partition_counts(settings: Settings) -> dict[str, int]:
     """Partitions of the query and the reply topic. Creates the reply topic if it is missing, never the query topic."""
-    admin = AIOKafkaAdminClient(**options)
+    admin = AIOKafkaAdminClient(**kafka_client_options(settings))
     topics = {settings.query_topic, settings.reply_topic}
     counts: dict[str, int] = {}
     try:
@@ -338,12 +326,7 @@ async def _create_reply_topic(settings: Settings) -> None:
     )
 
 
-async def _stop(*parts: AIOKafkaConsumer | AIOKafkaProducer) -> None:
-    """Stops all, also when one fails: a consumer stopped before its first assignment raises CancelledError."""
-    await asyncio.gather(*(part.stop() for part in parts), return_exceptions=True)
-
-
-def _unreachable(settings: Settings, error: KafkaError) -> ConfigurationError:
+def _unreachable(settings: Settings, error: KafkaError | KafkaUnavailableError) -> ConfigurationError:
     return ConfigurationError(
         f"Kafka at {settings.kafka}: {error!r}", hint="check PINTAIL_KAFKA and that the broker runs (`pintail dev`)"
     )

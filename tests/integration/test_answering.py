@@ -15,7 +15,7 @@ import pytest
 from schemas.messages import Answer, ArrowAnswer, Refusal, RefusalCode, read_reply
 from streams.adapters.duckdb_queries import DuckDBQueries
 from streams.adapters.duckdb_store import DuckDBStore
-from streams.adapters.kafka_partitioner import partition_of
+from streams.adapters.kafka_partitioner import key_of, partition_of
 from streams.config import Settings
 from streams.errors import StoreError
 from streams.limits import QUERY_DEADLINE_MS_MAX, QUERY_IN_FLIGHT_MAX
@@ -213,6 +213,10 @@ async def test_offsets_are_exactly_what_the_rows_reflect_while_records_are_appli
             counted = {str(partition): count for partition, count in cast(list[list[int]], answer.rows)}
             assert counted == answer.offsets["flights"]
             seen.add(sum(counted.values()))
+            answer = await writing_worker.answered(
+                "SELECT count(*) FROM flights", key=key_of(1, PARTITIONS), partition=1
+            )
+            assert answer.rows == [[answer.offsets["flights"]["1"]]]
         assert len(seen) == 8, "the writer made no progress, so the test proved nothing"
     finally:
         stop.set()

@@ -87,7 +87,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "aiokafka": ("streams.adapters.kafka_*", "streams.client*", "streams.retry", "agents.*", "loadtest.peers.raw"),
     "chdb": ("streams.localstack.clickhouse_*",),
     "clickhouse_connect": ("streams.adapters.clickhouse_*", "loadtest.peers.sink_insert"),
-    "confluent_kafka": ("streams.localstack.*", "loadtest.*"),
+    "confluent_kafka": ("streams.adapters.kafka_librdkafka", "streams.localstack.*", "loadtest.*"),
     "cramjam": ("streams.localstack.clickhouse_*",),
     "cryptography": ("streams.adapters.snapshot_codec",),
     "duckdb": ("streams.adapters.duckdb_*", "loadtest.peers.store"),

@@ -257,7 +257,7 @@ class Reports:
         self.unreadable.append((tp, why))
 
 
-def fetches_over(fetched: dict[TP, FetchResult], *, gathers: bool = True) -> tuple[Fetches, Any, Reports]:
+def fetches_over(fetched: dict[TP, FetchResult]) -> tuple[Fetches, Any, Reports]:
     """A consumer's fetches, a fetcher that holds this, and who is told of faults."""
     fetcher = SimpleNamespace(
         _records=fetched,
@@ -271,7 +271,7 @@ def fetches_over(fetched: dict[TP, FetchResult], *, gathers: bool = True) -> tup
     )
     reports = Reports()
     consumer = SimpleNamespace(_fetcher=fetcher, _closed=False, _coordinator=SimpleNamespace(generation=1))
-    return Fetches(consumer, reports, gathers=gathers), fetcher, reports
+    return Fetches(consumer, reports, budget=ByteBudget(MIB)), fetcher, reports
 
 
 async def test_a_damaged_fetch_of_one_partition_costs_no_other_its_records_and_is_fetched_again() -> None:
@@ -296,13 +296,6 @@ async def test_the_broker_gathers_for_a_fetch_that_follows_another_one_and_not_a
     assert await fetches.next_batches({FLIGHTS}, 1.0)
     assert fetcher._fetch_min_bytes == GATHERED_BYTES
     assert await fetches.next_batches({FLIGHTS}, 2 * PAUSE_WAITS * FETCH_WAIT_MS_MAX / 1000) == {}
-    assert fetcher._fetch_min_bytes == 1
-
-
-async def test_the_broker_gathers_nothing_for_a_consumer_that_does_not_want_it() -> None:
-    whole, _ = fetched(log_batch(0, [b"a"]))
-    fetches, fetcher, _ = fetches_over({FLIGHTS: whole}, gathers=False)
-    assert await fetches.next_batches({FLIGHTS}, 1.0)
     assert fetcher._fetch_min_bytes == 1
 
 
