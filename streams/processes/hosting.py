@@ -336,7 +336,7 @@ class HostedPartition:
         recovered = await self._recover(marks)
         # Anew: what was recovered may be newer than these, and a store ahead of the log counts as a gap.
         marks = await self._log.watermarks(self.topic_partitions)
-        recovered, positions, self._topic_ids = await continued_by_log(self._parts, recovered, marks)
+        recovered, positions, self._topic_ids = await continued_by_log(self._parts, recovered, marks, self.progress)
         self.recovered, self.store, self.epoch = recovered, recovered.store, recovered.epoch
         for rung in Rung:
             telemetry.RECOVERY_SECONDS.remove(self.partition, rung)
@@ -592,7 +592,10 @@ class PartitionHost:
 
 
 async def continued_by_log(
-    parts: HostingParts, recovered: Recovered, marks: Mapping[TopicPartition, Watermarks]
+    parts: HostingParts,
+    recovered: Recovered,
+    marks: Mapping[TopicPartition, Watermarks],
+    progress: RecoveryProgress | None = None,
 ) -> tuple[Recovered, dict[str, int], dict[str, str]]:
     """A store that the log continues, where to read each topic on, and the ids of these topics.
 
@@ -606,7 +609,8 @@ async def continued_by_log(
         partition = recovered.store.partition
         logger.warning("partition %d: %s; looking for a newer snapshot", partition, gap.message)
         await in_thread(parts.store.close_partition, partition)
-        newer = await parts.recovery.recover_beyond(partition, partial(closes_gap, partition=partition, log=marks))
+        is_in_log = partial(closes_gap, partition=partition, log=marks)
+        newer = await parts.recovery.recover_beyond(partition, is_in_log, progress)
         if newer is None:
             raise
     return newer, *await _start_positions(newer.store, marks)
