@@ -41,7 +41,7 @@ from streams.finishing import all_ended, in_thread
 from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
 from streams.processes.drill import DrillReport
-from streams.processes.ingestion import PartitionIngestion, ingestion_threads
+from streams.processes.ingestion import PartitionIngestion, ingestion_threads, nobody_to_ask
 from streams.processes.log_gaps import check_position, closes_gap, log_gap
 from streams.processes.log_reading import LogReading
 from streams.processes.progress import RecoveryProgress
@@ -77,6 +77,8 @@ class HostingParts:
     #: Restores a partition's newest snapshot beside the live store; its report, or None if there is no snapshot.
     drill: Callable[[int], Awaitable[DrillReport | None]] | None = None
     threads: Executor = field(default_factory=ingestion_threads)
+    #: Returns while the worker is sure to be a member of its group, and waits while it is not.
+    confirmed: Callable[[], Awaitable[None]] = nobody_to_ask
 
     def topic_partitions(self, partition: int) -> list[TopicPartition]:
         """The partition of every table topic that has it."""
@@ -351,6 +353,7 @@ class HostedPartition:
             dead_letters=self._parts.dead_letters,
             announce=self._announce,
             threads=self._parts.threads,
+            confirmed=self._parts.confirmed,
         )
         self._started = sum(self.positions.values())
         self.progress.begin("replay", max(0, sum(self._targets.values()) - self._started), "offsets")
