@@ -10,6 +10,7 @@ from importlib.abc import MetaPathFinder
 
 import faust
 
+from agents.worker_name import hold_name
 from streams.config import load_settings
 from streams.errors import PintailError
 
@@ -39,7 +40,9 @@ def main(arguments: list[str]) -> int:
     kind = arguments[0]
     try:
         # Each kind loads only what it runs: the sink needs no Redis client, the store no ClickHouse client.
-        app = getattr(import_module(f"agents.{kind}_app"), f"{kind}_app")(load_settings())
+        settings = load_settings()
+        hold_name(settings, kind)
+        app = getattr(import_module(f"agents.{kind}_app"), f"{kind}_app")(settings)
         asyncio.run(app.prepare())
     except PintailError as error:
         print(f"pintail worker: {error}", file=sys.stderr)  # noqa: T201

@@ -15,6 +15,7 @@ from faust.tables.manager import TableManager
 from agents.assignor import Membership, copartition_assignor
 from agents.fetched_batches import FETCH_WAIT_MS_MAX
 from agents.transport import SCHEME, BatchConsumer, BatchSchema, PartitionOwner
+from agents.worker_name import check_name, client_id
 from schemas.catalog import Catalog
 from streams.adapters.duckdb_decoder import DuckDBDecoder
 from streams.adapters.format_decoder import FormatDecoder
@@ -68,7 +69,8 @@ class PintailApp(faust.App):  # type: ignore[misc]
         self.before_joining: list[Callable[[], Awaitable[None]]] = []
         self.start_parts: list[Callable[[], Awaitable[None]]] = []
         self.stop_parts: list[Callable[[], Awaitable[None]]] = []
-        self.consumer_options = consumer_options(group, settings, membership or Membership(settings.worker))
+        self.membership = membership or Membership(settings.worker)
+        self.consumer_options = consumer_options(group, settings, self.membership)
         servers = [f"{SCHEME}://{server.strip()}" for server in settings.kafka.split(",")]
         super().__init__(
             group,
@@ -100,7 +102,8 @@ class PintailApp(faust.App):  # type: ignore[misc]
         return self.consumer  # type: ignore[no-any-return]
 
     async def prepare(self) -> None:
-        """Runs `before_joining`. Raises ConfigurationError."""
+        """Runs `before_joining`. Raises ConfigurationError, and WorkerNameTakenError."""
+        await check_name(self.settings, self.conf.id)
         for step in self.before_joining:
             await step()
 
@@ -150,7 +153,7 @@ def record_decoder(catalog: Catalog, settings: Settings) -> Decoder:
 def consumer_options(group: str, settings: Settings, membership: Membership) -> dict[str, Any]:
     """How the batch consumer joins. Static membership: a restarted worker gets its partitions back at once."""
     return {
-        **log_options(settings, f"{group}-{settings.worker}"),
+        **log_options(settings, client_id(settings, group)),
         "group_id": group,
         "group_instance_id": settings.worker,
         "partition_assignment_strategy": [copartition_assignor(membership)],

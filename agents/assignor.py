@@ -8,8 +8,10 @@ member would give partition p two owners, and moving all of p would move most pa
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,6 +23,8 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, Cons
 from agents.placement import Member, Place, place
 
 logger = logging.getLogger(__name__)
+
+CONFIRMED_CHECK_SECONDS = 0.05
 
 
 class Membership:
@@ -36,6 +40,17 @@ class Membership:
         self._standbys = standbys
         self._copies = copies
         self._joins = 0
+        self._confirmed_at = time.monotonic()
+
+    def confirm(self, sent_at: float) -> None:
+        """The group knew this worker as its member at this moment (monotonic seconds)."""
+        self._confirmed_at = sent_at
+
+    async def confirmed(self, session_seconds: float) -> None:
+        """Returns once the group has known this worker within a session: before that another one may own what it did.
+        Sooner or later it has, or the process ends."""
+        while time.monotonic() - self._confirmed_at > session_seconds:  # noqa: ASYNC110  # another thread moves it
+            await asyncio.sleep(CONFIRMED_CHECK_SECONDS)
 
     def subscription_data(self) -> bytes:
         """User data of the subscription. Different each time: of one who asks for a new assignment with the data that
@@ -52,6 +67,7 @@ class Membership:
 
     def accept(self, data: bytes) -> None:
         """Takes note of the user data of an assignment."""
+        self.confirm(time.monotonic())
         given = _object_of(data)
         self.given = Place(standbys=frozenset(given.get("standbys", ())), awaited=frozenset(given.get("awaited", ())))
 

@@ -6,18 +6,25 @@ parked error is picked up, upon which the member joins again, and signs of life 
 succeeded, a generation that was joined. Without any, while aiokafka knows no reason (it looks for the coordinator while
 that is away), the worker ends with GroupSilentError: whatever restarts it brings it back as a static member.
 
+Before the member joins again it is made sure that no other process has taken its name meanwhile: that one would be
+fenced. Then the worker ends with WorkerNameTakenError (agents/worker_name.py).
+
 Called by agents/transport.py, on the consumer's thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from aiokafka.errors import KafkaError
 
+from agents.worker_name import is_replaced, name_taken
 from streams import telemetry
 from streams.errors import GroupSilentError
 
@@ -32,25 +39,45 @@ ORDERLY_END_SECONDS_MAX = 10.0
 
 
 class GroupWatch:
-    """Watches one aiokafka GroupCoordinator, of which it replaces the heartbeat by one that is counted."""
+    """Watches one aiokafka GroupCoordinator. It replaces the heartbeat by one that is counted, and joining by what asks
+    first. `confirm` is told when the group last knew the member."""
 
-    def __init__(self, coordinator: Any) -> None:
+    def __init__(self, coordinator: Any, confirm: Callable[[float], None] = lambda _: None) -> None:
         self._coordinator = coordinator
+        #: As which the group knew this worker last; aiokafka forgets it before it joins anew.
+        self._member_id: str = coordinator.member_id
+        self._replaced = False
         self._heartbeats = 0
         self._seen: tuple[int, int] = (0, -1)
         self._silent_checks = 0
         send_heartbeat = coordinator._do_heartbeat
 
         async def counted() -> bool:
+            sent_at = time.monotonic()
             is_alive: bool = await send_heartbeat()
-            self._heartbeats += is_alive
+            if is_alive:
+                self._heartbeats += 1
+                confirm(sent_at)
             return is_alive
 
         coordinator._do_heartbeat = counted
+        join = coordinator._do_rejoin_group
+
+        async def join_unless_replaced(subscription: Any) -> bool:
+            if self._member_id and await is_replaced(coordinator, self._member_id):
+                self._replaced = True
+                await asyncio.Event().wait()  # the next check ends the worker
+            has_joined: bool = await join(subscription)
+            self._member_id = coordinator.member_id or self._member_id
+            return has_joined
+
+        coordinator._do_rejoin_group = join_unless_replaced
 
     def check(self) -> None:
-        """To be called every CHECK_SECONDS. Raises GroupSilentError."""
+        """To be called every CHECK_SECONDS. Raises GroupSilentError and WorkerNameTakenError."""
         coordinator = self._coordinator
+        if self._replaced:
+            raise name_taken(coordinator._group_instance_id, coordinator.group_id, "a process")
         if coordinator._coordination_task.done():
             raise GroupSilentError(f"the group task of {coordinator.group_id} has ended", hint=_HINT)
         try:

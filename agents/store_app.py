@@ -132,6 +132,7 @@ def store_app(settings: Settings) -> PintailApp:
         snapshot_schedule=SnapshotSchedule(
             interval_seconds=settings.snapshot_interval_seconds, after_bytes=settings.snapshot_after_bytes
         ),
+        confirmed=partial(membership.confirmed, settings.session_timeout_seconds),
         drill=partial(drill_newest, repository, codec, catalog, settings.data_dir / "drills"),
     )
     host = PartitionHost(parts, app.log_reader, revoke_seconds_max=settings.revoke_seconds_max)

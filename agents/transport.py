@@ -14,6 +14,7 @@ Topics are declared with `acks=False`, so Faust's own per-offset bookkeeping sta
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Protocol
 
@@ -29,9 +30,10 @@ from mode import Service
 
 from agents.fetched_batches import ByteBudget, Fetches
 from agents.group_watch import CHECK_SECONDS, GroupWatch, end_for_sure
+from agents.worker_name import note_fenced
 from streams.adapters.kafka_watermarks import read_watermarks
 from streams.batches import RecordBatch
-from streams.errors import GroupSilentError, SinkFencedError, SinkUnavailableError
+from streams.errors import GroupSilentError, SinkFencedError, SinkUnavailableError, WorkerNameTakenError
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
 
@@ -89,12 +91,16 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
         async for _ in self.itertimer(CHECK_SECONDS, name="group"):
             consumer = self._consumer
             if consumer is not None and not consumer._closed and consumer._coordinator is not None:
-                watch = watch or GroupWatch(consumer._coordinator)
+                watch = watch or GroupWatch(consumer._coordinator, self.app.membership.confirm)
                 try:
                     watch.check()
                 except GroupSilentError:
                     end_for_sure()
                     raise
+                except WorkerNameTakenError as error:
+                    note_fenced(self.app.settings, consumer._group_id)
+                    logger.critical("the worker ends at once: %s", error)
+                    os._exit(1)  # in order it would go on for a while with what another process does now
 
     async def _fetch_records(
         self, consumer: Any, active_partitions: Any, timeout: float | None = None, max_records: int | None = None

@@ -33,6 +33,7 @@
     |  +- SchemaRegistryRejectedError     it answered with something that only an operator can cure
     +- GroupSilentError            the consumer group gives no sign of life; the worker ends, to be started again
     +- KafkaUnavailableError       Kafka gave no answer: retry (retriable)
+    +- WorkerNameTakenError        another process runs under the worker's name; this one ends, or does not start
     +- LocalStackError             a server of `pintail dev` did not start, or another run holds its folder
     +- QueryRefusedError           a query got a refusal; carries the refusal's code
     +- PublishingError             a record that a client wrote was not acknowledged
@@ -204,6 +205,10 @@ class SchemaRegistryRejectedError(SchemaRegistryError):
 
 class GroupSilentError(PintailError):
     """The worker's consumer has dropped out of its group without an error; only a new process joins for sure."""
+
+
+class WorkerNameTakenError(PintailError):
+    """Another process runs under this worker's name: on the same data directory, or as the group's newer member."""
 
 
 class LocalStackError(PintailError):

@@ -43,9 +43,10 @@ _RESTORE_HINT = "remove the partition's file and recover it from a snapshot, fro
 
 
 class FileLock:
-    """An exclusive lock on a file of its own, held by this process until released. Raises StoreLockedError."""
+    """An exclusive lock on a file of its own, held by this process until released. A `signed` one holds the process's
+    id, for whoever finds it locked. Raises StoreLockedError."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, signed: bool = False) -> None:
         self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,6 +56,9 @@ class FileLock:
                 f"{path} is locked: another worker has this partition open",
                 hint="stop the other worker, or give this one a name and a data directory of its own",
             ) from None
+        if signed:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Idempotent."""

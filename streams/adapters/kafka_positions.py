@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError, UnknownMemberIdError
 from aiokafka.structs import OffsetAndMetadata
 from aiokafka.structs import TopicPartition as KafkaTopicPartition
 
+from streams.adapters.kafka_groups import describe_group
 from streams.adapters.kafka_intents import metadata_of
 from streams.adapters.kafka_options import kafka_client_options
 from streams.adapters.kafka_watermarks import read_watermarks
@@ -29,20 +29,15 @@ class GroupPositions:
     """Of the group of `settings`. All methods raise SinkUnavailableError while Kafka is away."""
 
     def __init__(self, settings: Settings) -> None:
-        self._options = kafka_client_options(settings)
+        self._settings = settings
         self._group = settings.sink_group
 
     async def check_stopped(self) -> None:
         """Raises RebuildRefusedError while the group has members."""
-        admin = AIOKafkaAdminClient(**self._options)
         try:
-            await admin.start()
-            (described,) = await admin.describe_consumer_groups([self._group])
-            ((_, _, state, *_),) = described.groups
+            state = (await describe_group(self._settings, self._group)).state
         except KafkaError as error:
             raise self._unavailable(error) from error
-        finally:
-            await admin.close()
         if state not in _STOPPED:
             raise self._still_runs(state)
 
@@ -67,7 +62,8 @@ class GroupPositions:
 
     @asynccontextmanager
     async def _consumer(self) -> AsyncIterator[AIOKafkaConsumer]:
-        consumer = AIOKafkaConsumer(**self._options, group_id=self._group, enable_auto_commit=False)
+        options = kafka_client_options(self._settings)
+        consumer = AIOKafkaConsumer(**options, group_id=self._group, enable_auto_commit=False)
         try:
             await consumer.start()
             yield consumer

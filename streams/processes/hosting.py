@@ -41,7 +41,7 @@ from streams.finishing import all_ended, in_thread
 from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
 from streams.processes.drill import DrillReport
-from streams.processes.ingestion import PartitionIngestion, ingestion_threads
+from streams.processes.ingestion import PartitionIngestion, ingestion_threads, nobody_to_ask
 from streams.processes.log_gaps import check_position, closes_gap, log_gap
 from streams.processes.log_reading import LogReading
 from streams.processes.progress import RecoveryProgress
@@ -77,6 +77,8 @@ class HostingParts:
     #: Restores a partition's newest snapshot beside the live store; its report, or None if there is no snapshot.
     drill: Callable[[int], Awaitable[DrillReport | None]] | None = None
     threads: Executor = field(default_factory=ingestion_threads)
+    #: Returns while the worker is sure to be a member of its group, and waits while it is not.
+    confirmed: Callable[[], Awaitable[None]] = nobody_to_ask
 
     def topic_partitions(self, partition: int) -> list[TopicPartition]:
         """The partition of every table topic that has it."""
@@ -336,7 +338,7 @@ class HostedPartition:
         recovered = await self._recover(marks)
         # Anew: what was recovered may be newer than these, and a store ahead of the log counts as a gap.
         marks = await self._log.watermarks(self.topic_partitions)
-        recovered, positions, self._topic_ids = await continued_by_log(self._parts, recovered, marks)
+        recovered, positions, self._topic_ids = await continued_by_log(self._parts, recovered, marks, self.progress)
         self.recovered, self.store, self.epoch = recovered, recovered.store, recovered.epoch
         for rung in Rung:
             telemetry.RECOVERY_SECONDS.remove(self.partition, rung)
@@ -351,6 +353,7 @@ class HostedPartition:
             dead_letters=self._parts.dead_letters,
             announce=self._announce,
             threads=self._parts.threads,
+            confirmed=self._parts.confirmed,
         )
         self._started = sum(self.positions.values())
         self.progress.begin("replay", max(0, sum(self._targets.values()) - self._started), "offsets")
@@ -592,7 +595,10 @@ class PartitionHost:
 
 
 async def continued_by_log(
-    parts: HostingParts, recovered: Recovered, marks: Mapping[TopicPartition, Watermarks]
+    parts: HostingParts,
+    recovered: Recovered,
+    marks: Mapping[TopicPartition, Watermarks],
+    progress: RecoveryProgress | None = None,
 ) -> tuple[Recovered, dict[str, int], dict[str, str]]:
     """A store that the log continues, where to read each topic on, and the ids of these topics.
 
@@ -606,7 +612,8 @@ async def continued_by_log(
         partition = recovered.store.partition
         logger.warning("partition %d: %s; looking for a newer snapshot", partition, gap.message)
         await in_thread(parts.store.close_partition, partition)
-        newer = await parts.recovery.recover_beyond(partition, partial(closes_gap, partition=partition, log=marks))
+        is_in_log = partial(closes_gap, partition=partition, log=marks)
+        newer = await parts.recovery.recover_beyond(partition, is_in_log, progress)
         if newer is None:
             raise
     return newer, *await _start_positions(newer.store, marks)

@@ -2,6 +2,7 @@
 
 Everything queued for the partition goes into one transaction (group commit): small ones when idle, large ones under
 backlog. Order of effects, which is the crash safety:
+    0. confirm      the group has known this worker within a session; one that was stopped for longer waits here
     1. decode       records become typed columns, or parked records
     2. park         dead letters are durable in Kafka
     3. apply        rows, deletes and next_offset: ONE DuckDB transaction
@@ -49,6 +50,10 @@ def ingestion_threads() -> Executor:
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="ingestion")
 
 
+async def nobody_to_ask() -> None:
+    """For a partition that no group assigns."""
+
+
 class PartitionIngestion:
     """Applies the batches of one partition, in order, until it is cancelled."""
 
@@ -62,12 +67,14 @@ class PartitionIngestion:
         announce: Callable[[Mapping[str, int]], Awaitable[None]],
         threads: Executor,
         is_counted: bool = True,
+        confirmed: Callable[[], Awaitable[None]] = nobody_to_ask,
     ) -> None:
         self._store = store
         self._tables = tables
         self._decoder = decoder
         self._dead_letters = dead_letters
         self._announce = announce
+        self._confirmed = confirmed
         self._is_counted = is_counted  # False for a copy, whose records another worker counts
         self._in_thread = partial(asyncio.get_running_loop().run_in_executor, threads)
         self._queue: deque[RecordBatch] = deque()
@@ -131,6 +138,8 @@ class PartitionIngestion:
         return batches
 
     async def _commit(self, batches: Sequence[RecordBatch]) -> None:
+        # 0. confirm
+        await self._confirmed()
         started = time.perf_counter()
         # 1. decode
         decoded, is_applied = await self._decoded(batches)

@@ -10,13 +10,13 @@
     whole log    an empty store, which replays everything that the log still holds
 
 A good local file is used even if a snapshot is newer: replay from its offset is always right and needs no Redis. Where
-the log no longer reaches back to it, `recover_beyond` takes a snapshot that the log does reach; the file is put aside
-as `<N>.duckdb.behind-<ms>`. An operator's order (processes/recovery_orders.py) is a rung of its own, before all others
-and instead of them; what it replaces is kept as `<N>.duckdb.replaced-<ms>`, for the operator to remove. A file that is
-missing or damaged while Redis or ClickHouse is away is no reason to silently replay what the log still holds: recovery
-waits for it until a deadline, then raises; but where the log shows that there never was a record, nothing can be lost
-and nobody is waited for. Snapshots under another key, and rows that cannot come back exactly, are raised for the same
-reason.
+the log no longer reaches back to it, `recover_beyond` takes a snapshot that the log does reach, by the same walk over
+the versions; the file is put aside as `<N>.duckdb.behind-<ms>`. An operator's order (processes/recovery_orders.py) is a
+rung of its own, before all others and instead of them; what it replaces is kept as `<N>.duckdb.replaced-<ms>`, for the
+operator to remove. A file that is missing or damaged while Redis or ClickHouse is away is no reason to silently replay
+what the log still holds: recovery waits for it until a deadline, then raises; but where the log shows that there never
+was a record, nothing can be lost and nobody is waited for. Snapshots under another key, and rows that cannot come back
+exactly, are raised for the same reason.
 
 Then the assignment's epoch is claimed and written into the store; a standby claims none. No thread of a cancelled
 recovery outlives it, so the caller can close what was opened. Called by processes/hosting.py for each assignment, and
@@ -154,27 +154,15 @@ class Recovery:
             )
         return await self._opened(found, started)
 
-    async def recover_beyond(self, partition: int, is_in_log: Callable[[Mapping[str, int]], bool]) -> Recovered | None:
+    async def recover_beyond(
+        self, partition: int, is_in_log: Callable[[Mapping[str, int]], bool], progress: RecoveryProgress | None = None
+    ) -> Recovered | None:
         """From the newest snapshot at next_offsets that the log reaches, where the local file's are behind it; None if
         there is none, and the file is as it was. The partition must be closed. Raises as `recover` does."""
         started = time.perf_counter()
-        if self._repository is None or self._codec is None:
-            return None
-        for version in await self._patiently(partition, partial(self._repository.versions, partition)):
-            restore = SnapshotRestore(self._repository, self._codec, partition, version)
-            try:
-                manifest = await self._patiently(partition, restore.manifest)
-                if not is_in_log(manifest.next_offsets):
-                    return None  # and older ones are further behind
-                store = await self._restore_instead(partition, restore, why="behind")
-            except SnapshotKeyError:
-                raise
-            except (SnapshotCorruptError, SnapshotNotFoundError, StoreCorruptError) as error:
-                logger.error("partition %d: snapshot version %d is unusable: %s", partition, version, error)
-            else:
-                logger.warning("partition %d: version %d is used, the local file is behind the log", partition, version)
-                return await self._opened(_Found(store, Rung.SNAPSHOT, version, restore.bytes_loaded), started)
-        return None
+        progress = progress or RecoveryProgress(partition)
+        found = await self._from_snapshot(partition, {}, progress, is_in_log)
+        return await self._opened(found, started) if found is not None else None
 
     async def _opened(self, found: _Found, started: float) -> Recovered:
         epoch = await (self._claim_epoch(found.store) if self._claims_epochs else in_thread(found.store.epoch))
@@ -201,20 +189,17 @@ class Recovery:
             if self._repository is None or self._codec is None:
                 raise RecoveryRefusedError("this worker has no snapshots", hint="set PINTAIL_REDIS and a key")
             restore = SnapshotRestore(self._repository, self._codec, partition, source.version)
-            store = await self._restore_instead(partition, restore, why="replaced")
+            store = await self._restored(partition, restore, kept_as="replaced")
             return _Found(store, rung, source.version, restore.bytes_loaded)
         if source.name == "clickhouse":
             return await self._rebuilt_instead(partition, log, progress)
         await in_thread(put_aside_unlocked, path, "replaced")
         return await self._from_whole_log(partition, log, progress)
 
-    async def _restore_instead(self, partition: int, restore: SnapshotRestore, *, why: str) -> PartitionStore:
-        """Opens the version in place of the local file, which stays as it is until the version is whole."""
-        path = self._store.path_of(partition)
-        restored = path.with_name(f"{path.name}.instead")
-        await self._patiently(partition, partial(restore.to, restored, is_synced=False))
-        await in_thread(put_aside_unlocked, path, why)
-        await in_thread(restored.replace, path)
+    async def _restored(self, partition: int, restore: SnapshotRestore, kept_as: str | None = None) -> PartitionStore:
+        """The version, opened in place of the local file."""
+        to_file = partial(restore.to, self._store.path_of(partition), is_synced=False, kept_as=kept_as)
+        await self._patiently(partition, to_file)
         return await in_thread(partial(self._store.open_partition, partition, is_checked=True))
 
     async def _rebuilt_instead(self, partition: int, log: LogWatermarks, progress: RecoveryProgress) -> _Found:
@@ -249,10 +234,18 @@ class Recovery:
         logger.info("partition %d: %s opened, at %s", partition, rung, store.next_offsets())
         return _Found(store, rung)
 
-    async def _from_snapshot(self, partition: int, log: LogWatermarks, progress: RecoveryProgress) -> _Found | None:
+    async def _from_snapshot(
+        self,
+        partition: int,
+        log: LogWatermarks,
+        progress: RecoveryProgress,
+        is_in_log: Callable[[Mapping[str, int]], bool] | None = None,
+    ) -> _Found | None:
+        """From the newest version that verifies. With `is_in_log` the local file is behind the log, and gives way only
+        to a version that is not."""
         if self._repository is None or self._codec is None:
             return None
-        repository, codec = self._repository, self._codec
+        repository, codec, path = self._repository, self._codec, self._store.path_of(partition)
         try:
             versions = await self._patiently(partition, partial(repository.versions, partition), log)
         except SnapshotStoreUnavailableError:
@@ -262,8 +255,12 @@ class Recovery:
         for version in versions:
             restore = SnapshotRestore(repository, codec, partition, version, progress)
             try:
-                await self._patiently(partition, partial(restore.to, self._store.path_of(partition), is_synced=False))
-                store = await in_thread(partial(self._store.open_partition, partition, is_checked=True))
+                if is_in_log is None:
+                    store = await self._restored(partition, restore)
+                elif is_in_log((await self._patiently(partition, restore.manifest)).next_offsets):
+                    store = await self._restored(partition, restore, kept_as="behind")
+                else:
+                    return None  # and older ones are further behind
             except SnapshotKeyError:
                 raise
             except SnapshotCorruptError as error:
@@ -276,7 +273,9 @@ class Recovery:
                 else:
                     logger.info("partition %d: snapshot version %d was retired meanwhile", partition, version)
             except StoreCorruptError as error:
-                aside = await in_thread(put_aside, self._store.path_of(partition))
+                aside = await in_thread(put_aside, path)
+                if is_in_log is not None:
+                    await in_thread(put_back, path, "behind")
                 progress.found_damage(
                     Rung.SNAPSHOT, f"snapshot version {version} does not open and was kept as {aside.name}: {error}"
                 )
@@ -397,10 +396,11 @@ class SnapshotRestore:
         sealed = await self._repository.load_manifest(self._partition, self._version)
         return await in_thread(self._codec.open_manifest, self._partition, self._version, sealed)
 
-    async def to(self, path: Path, *, is_synced: bool = True) -> Manifest:
+    async def to(self, path: Path, *, is_synced: bool = True, kept_as: str | None = None) -> Manifest:
         """Puts the version's file at `path` in one step, durably if it is synced; until then whatever is there stays
-        as it is. Recovery does not wait for the disk: a file that a power loss tears is found damaged when it is opened
-        next, and the log has what was applied to it since.
+        as it is, and then it is put aside if it is to be `kept_as` something. Recovery does not wait for the disk: a
+        file that a power loss tears is found damaged when it is opened next, and the log has what was applied to it
+        since.
 
         Stale write-ahead logs beside it go first: DuckDB would apply them to the restored file."""
         temporary = path.with_name(f"{path.name}.restoring")
@@ -413,6 +413,8 @@ class SnapshotRestore:
                     await in_thread(os.fsync, fd)
             finally:
                 os.close(fd)
+            if kept_as is not None:
+                await in_thread(put_aside_unlocked, path, kept_as)
             for log in companions(path):
                 log.unlink()
             temporary.replace(path)
@@ -490,16 +492,27 @@ class SnapshotRestore:
 
 
 def put_aside(path: Path, why: str = "corrupt") -> Path:
-    """Renames a file and its logs so that they can be examined; removes those put aside earlier for the same reason,
-    but never what an operator had replaced."""
+    """Renames a file and its logs, durably, so that they can be examined; removes those put aside earlier for the same
+    reason, but never what an operator had replaced."""
     if why != "replaced":
         for old in path.parent.glob(f"{path.name}.{why}-*"):
             old.unlink()
     aside = path.with_name(f"{path.name}.{why}-{time.time_ns() // 1_000_000}")
-    for log in companions(path):
-        log.rename(log.with_name(aside.name + log.name.removeprefix(path.name)))
-    path.rename(aside)
+    _rename(path, aside)
     return aside
+
+
+def put_back(path: Path, why: str) -> None:
+    """Undoes the newest `put_aside` for this reason."""
+    aside = f".{why}-"
+    _rename(max(each for each in path.parent.glob(f"{path.name}{aside}*") if each.suffix.startswith(aside)), path)
+
+
+def _rename(path: Path, to: Path) -> None:
+    for log in companions(path):
+        log.rename(log.with_name(to.name + log.name.removeprefix(path.name)))
+    path.rename(to)
+    sync_folder(path.parent)
 
 
 def put_aside_unlocked(path: Path, why: str) -> None:

@@ -30,57 +30,13 @@ from streams.localstack.ports import HOST, choose_port
 from streams.localstack.stack import LocalStack, StackOptions
 from tests.publishing import NumberPublisher
 from tests.tcp_proxy import TcpProxy
-from tests.waiting import wait_for, worker_report
+from tests.waiting import wait_for
+from tests.worker_process import Worker
 
 PARTITIONS = set(range(4))
 TOPIC = "visits"
 TABLE = "CREATE TABLE visits (number BIGINT NOT NULL) WITH (topic = 'visits', partitions = 4)"
 pytestmark = pytest.mark.timeout(600)
-
-
-class Worker:
-    """One worker process. `environment` wins over the stack's."""
-
-    def __init__(self, stack: LocalStack, name: str, environment: dict[str, str]) -> None:
-        self.name = name
-        self.stores = stack.data_dir / "stores" / name
-        self.log = stack.data_dir / "logs" / f"{name}.log"
-        self._port = 0
-        self._environment = {
-            **os.environ,
-            **stack.settings_environment(),
-            "PINTAIL_WORKER": name,
-            "PINTAIL_METRICS_HOST": HOST,
-            **environment,
-        }
-        self.start()
-
-    def start(self) -> None:
-        """Also after its death, or beside a process that was stopped."""
-        self.log.parent.mkdir(exist_ok=True)
-        self._port = choose_port(server=self.name)
-        environment = self._environment | {"PINTAIL_METRICS_PORT": str(self._port)}
-        with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "agents", self.name.partition("-")[0]]
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-    def partitions(self) -> dict[str, Any]:
-        """What it says of each; empty while it does not answer."""
-        partitions: dict[str, Any] = worker_report(self._port).get("partitions", {})
-        return partitions
-
-    def serving(self) -> dict[int, int]:
-        """Partition -> epoch, of a store worker."""
-        states = self.partitions().items()
-        return {int(number): state["epoch"] for number, state in states if state["state"] == "serving"}
-
-    def delivering(self) -> int:
-        """How many partitions a sink worker delivers."""
-        return sum(state["state"] == "running" for state in self.partitions().values())
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 class Site:
@@ -173,7 +129,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         for kind in ("store", "sink"):
             for number, bootstrap in enumerate((stack.addresses["kafka"], f"{HOST}:{near}")):
                 name = f"{kind}-{number}"
-                workers[name] = Worker(stack, name, environment | {"PINTAIL_KAFKA": bootstrap})
+                given = stack.settings_environment() | environment | {"PINTAIL_KAFKA": bootstrap}
+                workers[name] = Worker(stack.data_dir, name, given)
                 ending.callback(workers[name].kill)
         wait_for(partial(is_balanced, workers), "every worker has its half", seconds=90)
         settings = load_settings(data_dir=stack.data_dir, tables_dir=folder / "tables", kafka=stack.addresses["kafka"])

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from streams.adapters.duckdb_file import BLOCK_BYTES
+from streams.adapters.duckdb_file import BLOCK_BYTES, sync_folder
 from streams.adapters.duckdb_partition import used_blocks
-from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
+from streams.adapters.duckdb_store import DuckDBStore, FrozenFile, PartitionStore
 from streams.adapters.memory_snapshots import MemorySnapshotRepository
 from streams.adapters.redis_snapshots import RedisSnapshotRepository
 from streams.adapters.snapshot_codec import SnapshotCodec
 from streams.errors import SnapshotCorruptError, SnapshotKeyError, SnapshotStoreUnavailableError, StoreLockedError
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
+from streams.processes import recovery
 from streams.processes.progress import RecoveryProgress
 from streams.processes.recovery import Recovery, Rung, SnapshotRestore
 from streams.processes.snapshotting import Snapshotter
@@ -446,6 +449,72 @@ async def test_when_no_version_is_usable_the_whole_log_is_replayed_loudly(
     assert recovered.rung is Rung.WHOLE_LOG
     assert "none of the snapshot versions [1] is usable" in caplog.text
     assert any(record.levelno >= logging.ERROR for record in caplog.records)
+
+
+async def behind(stores: DuckDBStore) -> None:
+    """The partition is closed and its file the one of before any snapshot."""
+    stores.close_partition(P)
+    stores.remove_partition(P)
+    append(stores.open_partition(P), MOVES, [move(1)])
+    stores.close_partition(P)
+
+
+def files(stores: DuckDBStore) -> list[str]:
+    """The names of what there is of the partition, without the moments at which it was put aside."""
+    return sorted(re.sub(r"-\d+", "", path.name) for path in stores.path_of(P).parent.glob(f"{P}.duckdb*"))
+
+
+async def test_a_file_behind_the_log_gives_way_to_the_newest_version_that_is_whole_and_damage_is_named_and_removed(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = await snapshot_versions(stores.open_partition(P), repository, 2)
+    damaged = await blocks_only_in(repository, 2)
+    with server.client() as client:
+        for name in damaged:
+            client.hset(f"{{test:{P}}}:block:{name}", "0", b"damage")
+    await behind(stores)
+    synced = list[list[str]]()
+
+    def sync(folder: Path) -> None:
+        sync_folder(folder)
+        synced.append([name for name in files(stores) if "restoring" not in name])
+
+    monkeypatch.setattr(recovery, "sync_folder", sync)
+    progress = RecoveryProgress(P)
+    recovered = await Recovery(stores, repository, CODEC).recover_beyond(P, lambda _: True, progress)
+    assert recovered is not None
+    assert (recovered.rung, recovered.version) == (Rung.SNAPSHOT, 1)
+    assert recovered.store.content_hash() == hashes[0]
+    (named,) = progress.damage
+    assert named.startswith("snapshot version 2 ")
+    assert await repository.missing_blocks(P, damaged) == damaged
+    aside = [f"{P}.duckdb.behind", f"{P}.duckdb.behind.wal"]
+    assert synced == [aside, [f"{P}.duckdb", *aside]]
+
+
+async def test_a_file_behind_the_log_stays_where_no_version_opens(
+    stores: DuckDBStore, repository: RedisSnapshotRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a version was captured from a file that was damaged already; every block of it is what was captured."""
+    junk = tmp_path / "junk"
+    junk.write_bytes(os.urandom(BLOCK_BYTES))
+
+    @contextmanager
+    def frozen(_: PartitionStore, *, hashed: bool = False) -> Iterator[FrozenFile]:
+        del hashed
+        with junk.open("rb") as file:
+            yield FrozenFile(junk, file.fileno(), BLOCK_BYTES, {MOVES.topic: 9}, {})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PartitionStore, "frozen", frozen)
+        await snapshot_versions(stores.open_partition(P), repository, 1)
+    await behind(stores)
+    before = files(stores)
+    progress = RecoveryProgress(P)
+    assert await Recovery(stores, repository, CODEC).recover_beyond(P, lambda _: True, progress) is None
+    assert "does not open" in progress.damage[0]
+    assert [name for name in files(stores) if ".corrupt" not in name] == before
+    assert stores.open_partition(P).next_offsets() == {MOVES.topic: 1}
 
 
 async def test_a_wrong_key_is_an_error_that_names_both_keys_and_harms_nothing(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError
 
+from agents.assignor import CONFIRMED_CHECK_SECONDS, Membership
 from agents.group_watch import SILENT_CHECKS_MAX, GroupWatch
-from streams.errors import GroupSilentError
+from streams.errors import GroupSilentError, WorkerNameTakenError
 
 
 class Coordinator:
@@ -23,12 +26,31 @@ class Coordinator:
         self.group_id = "pintail-store"
         self.generation = 7
         self.coordinator_id: int | None = 0
+        self.member_id = "store-0-first"
+        #: Under the worker's name, as the group knows it.
+        self.member_known = "store-0-first"
+        self.joins = 0
         self.answers = True
         self.errors: list[Exception] = []
+        self._group_instance_id = "store-0"
         self._coordination_task = asyncio.create_task(asyncio.Event().wait())
 
     async def _do_heartbeat(self) -> bool:
         return self.answers
+
+    async def _do_rejoin_group(self, subscription: object) -> bool:
+        del subscription
+        self.joins += 1
+        self.member_id = self.member_known = f"store-0-joined-{self.joins}"
+        return True
+
+    async def ensure_coordinator_known(self) -> None:
+        pass
+
+    async def _send_req(self, heartbeat: Any) -> Any:
+        *_, member_id, group_instance_id = heartbeat.prepare({12: (0, 4)}).__dict__.values()
+        assert group_instance_id == self._group_instance_id
+        return SimpleNamespace(error_code=0 if member_id == self.member_known else 82)
 
     def check_errors(self) -> None:
         if self.errors:
@@ -95,12 +117,53 @@ async def test_a_group_task_that_has_ended_ends_the_worker_at_once(coordinator: 
         watch.check()
 
 
+async def test_a_member_that_was_forgotten_joins_again(coordinator: Coordinator) -> None:
+    watch = GroupWatch(coordinator)
+    for _ in range(2):
+        coordinator.member_id = ""
+        assert await coordinator._do_rejoin_group(None)
+        watch.check()
+    assert coordinator.joins == 2
+
+
+async def test_a_member_whose_name_another_process_has_does_not_join_again_and_ends_the_worker(
+    coordinator: Coordinator,
+) -> None:
+    watch = GroupWatch(coordinator)
+    coordinator.member_id, coordinator.member_known = "", "store-0-other"
+    joining = asyncio.create_task(coordinator._do_rejoin_group(None))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    with pytest.raises(WorkerNameTakenError, match="'store-0' has been replaced in group pintail-store"):
+        watch.check()
+    joining.cancel()
+    assert coordinator.joins == 0
+
+
+async def test_a_worker_that_was_stopped_waits_until_its_group_has_known_it_again(coordinator: Coordinator) -> None:
+    membership = Membership("store-0")
+    GroupWatch(coordinator, membership.confirm)
+    await membership.confirmed(10)
+    membership.confirm(time.monotonic() - 11)
+    waiting = asyncio.create_task(membership.confirmed(10))
+    coordinator.answers = False
+    await coordinator._do_heartbeat()
+    await asyncio.sleep(2 * CONFIRMED_CHECK_SECONDS)
+    assert not waiting.done()
+    coordinator.answers = True
+    await coordinator._do_heartbeat()
+    await waiting
+
+
 def test_aiokafka_has_what_is_watched() -> None:
     coordinator: Any = GroupCoordinator.__new__(GroupCoordinator)
     assert callable(coordinator._do_heartbeat)
     assert callable(coordinator.check_errors)
-    fields = GroupCoordinator.__init__.__code__.co_names
-    assert {"_coordination_task", "coordinator_id", "generation", "group_id"} <= set(fields)
+    assert callable(coordinator._do_rejoin_group)
+    assert callable(coordinator._send_req)
+    fields = set(GroupCoordinator.__init__.__code__.co_names)
+    assert {"_coordination_task", "coordinator_id", "generation", "group_id", "member_id"} <= fields
+    assert "_group_instance_id" in fields
 
 
 def test_a_worker_that_hangs_while_it_stops_ends_all_the_same() -> None:
