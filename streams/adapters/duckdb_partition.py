@@ -8,6 +8,7 @@ and retention call the methods, each from any thread.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -39,6 +40,8 @@ LEDGER_SQL = """CREATE TABLE IF NOT EXISTS {name} (
     rows BIGINT NOT NULL, deletes BIGINT NOT NULL, parked BIGINT NOT NULL)"""
 #: Ledger rows after which they are folded.
 _LEDGER_ROWS_MAX = 64
+#: Up to so many keys, a set tells sooner than Arrow whether one repeats.
+_COMPARED_IN_PYTHON = 500
 
 
 @dataclass
@@ -102,6 +105,7 @@ class PartitionStore:
         self._released = False
         self._is_fenced = False  # may be set at any moment
         self._sources: dict[str, _ArrowSource] = {}
+        self._filled: set[str] = set()  # tables that have had rows
         self._ledger_rows = 0
         self._is_committing = False
         with self._writing:
@@ -183,12 +187,12 @@ class PartitionStore:
             self._check_held()
             assert not self._next_offsets, "only a store that holds nothing can be filled"
             name = f"loaded rows of {table.name}"
-            source = self._show(name, rows)
+            source = self._show(name, rows, _insert_sql(table, self._table(table), name))
             try:
                 with self._begun() as connection:
-                    connection.execute(_insert_sql(table, self._table(table), _Incoming(name, "")))
+                    connection.execute(f"EXECUTE {quote(name)}")
             finally:
-                source.table = rows.schema.empty_table()
+                source.clear()
 
     def begin_at(self, next_offsets: Mapping[str, int]) -> None:
         """Ends `load`: the records below these offsets are in, and the ledger begins there. Durable when it returns."""
@@ -413,35 +417,44 @@ class PartitionStore:
     @contextmanager
     def _visible(self, pending: list[tuple[TableDefinition, pa.Table, pa.Table]]) -> Iterator[list[str]]:
         """Shows the writer's connection, and nobody else, these tables; gives the statements that apply them."""
-        statements: list[str] = []
-        used: list[_ArrowSource] = []
+        shown: dict[str, _ArrowSource] = {}
         try:
             for table, rows, deletes in pending:
-                incoming = _Incoming(f"incoming rows of {table.name}", f"incoming keys of {table.name}")
                 target = self._table(table)
                 if table.is_keyed:
                     keys, rows = last_of_each_key(table, rows, deletes)
-                    used.append(self._show(incoming.keys, keys))
-                    # Planned anew each time: which side of the join is the larger one changes as the table grows.
-                    statements.append(_delete_keys_sql(table, target, incoming))
-                used.append(self._show(incoming.rows, rows, prepared=_insert_sql(table, target, incoming)))
-                statements.append(f"EXECUTE {quote(incoming.rows)}")
-            yield statements
+                    # Planned for an empty table, a DELETE would take it for the smaller side of the join for ever.
+                    if self._is_filled(table):
+                        name = f"incoming keys of {table.name}"
+                        shown[name] = self._show(name, keys, _delete_keys_sql(table, target, name))
+                name = f"incoming rows of {table.name}"
+                shown[name] = self._show(name, rows, _insert_sql(table, target, name))
+            yield [f"EXECUTE {quote(name)}" for name in shown]
         finally:
-            for source in used:
-                source.table = source.table.schema.empty_table()
+            for source in shown.values():
+                source.clear()
 
-    def _show(self, name: str, table: pa.Table, *, prepared: str | None = None) -> _ArrowSource:
-        """Lets `name` give these rows. Registering costs as much as inserting a hundred of them, so it is done once; so
-        is planning the statement that is to be executed under the same name."""
+    def _show(self, name: str, table: pa.Table, statement: str) -> _ArrowSource:
+        """Lets `name` give these rows, once, to `statement`, which is executed by the same name. Registering and
+        planning cost as much as inserting hundreds of rows, so they are done once."""
         source = self._sources.get(name)
         if source is None:
-            source = self._sources[name] = _ArrowSource(table)
-            self._connection.register(name, source)
-            if prepared is not None:
-                self._connection.execute(f"PREPARE {quote(name)} AS {prepared}")
-        source.table = table
+            source = _ArrowSource(table)
+            self._connection.register(name, source.capsule)
+            self._connection.execute(f"PREPARE {quote(name)} AS {statement}")
+            self._sources[name] = source
+        else:
+            source.fill(table)
         return source
+
+    def _is_filled(self, table: TableDefinition) -> bool:
+        """Whether the table has had rows since the file was opened."""
+        is_filled = table.name in self._filled or bool(
+            self._connection.execute(f"SELECT 1 FROM {self._table(table)} LIMIT 1").fetchone()
+        )
+        if is_filled:
+            self._filled.add(table.name)
+        return is_filled
 
     def _enter(self, entries: Mapping[str, LedgerEntry]) -> list[str]:
         """The statements that add these to the ledger, folded once it is long."""
@@ -485,20 +498,30 @@ class PartitionStore:
         return int(row[0]), str(row[1])
 
 
-@dataclass(frozen=True)
-class _Incoming:
-    rows: str
-    keys: str
-
-
 class _ArrowSource:
-    """What a registered name gives whoever scans it: the rows of `table` at that moment (Arrow PyCapsule interface)."""
+    """Rows for whoever scans the capsule, once, after which it can be filled again.
+
+    DuckDB takes a bare stream as it is. Of an object that offers one it makes a scan of a pyarrow data set, which goes
+    through Python and through Arrow's threads, and costs a small transaction a third more."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.table = table
+        self._schema = table.schema
+        self.capsule = table.__arrow_c_stream__()
+        self._address = _pointer_of(self.capsule, b"arrow_array_stream")
 
-    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        return self.table.__arrow_c_stream__(requested_schema)
+    def fill(self, table: pa.Table) -> None:
+        """Only after the rows before were scanned or cleared."""
+        assert table.schema == self._schema, "the statement that scans it was planned for other columns"
+        table.to_reader()._export_to_c(self._address)
+
+    def clear(self) -> None:
+        """Lets go of rows that nobody has scanned."""
+        with suppress(pa.ArrowInvalid):  # there are none
+            pa.RecordBatchReader._import_from_c(self._address)
+
+
+_pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer_of.argtypes, _pointer_of.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
 
 
 def used_blocks(connection: duckdb.DuckDBPyConnection, database: str) -> frozenset[int]:
@@ -527,11 +550,17 @@ def last_of_each_key(table: TableDefinition, rows: pa.Table, deletes: pa.Table) 
     The records are of one partition of one topic, so the higher offset is the later record.
     """
     key = list(table.primary_key)
+    if len(rows) <= _COMPARED_IN_PYTHON and not len(deletes) and _is_distinct(rows, key):
+        return rows.select(key), rows
     records = pa.concat_tables([part.select([*key, "_offset"]) for part in (rows, deletes)])
     last = records.group_by(key, use_threads=False).aggregate([("_offset", "max")])
     if len(last) < len(records) or len(deletes):
         rows = rows.filter(pc.is_in(rows["_offset"], last["_offset_max"]))
     return last.select(key), rows
+
+
+def _is_distinct(rows: pa.Table, key: Sequence[str]) -> bool:
+    return len(set(zip(*(rows[name].to_pylist() for name in key), strict=True))) == len(rows)
 
 
 def _from_offset(batch: DecodedBatch, position: int | None) -> DecodedBatch:
@@ -556,13 +585,12 @@ def _ledger_insert_sql(ledger: str, entries: Iterable[tuple[str, LedgerEntry]]) 
     return f"INSERT INTO {ledger} VALUES {', '.join(values)}"
 
 
-def _delete_keys_sql(table: TableDefinition, target: str, incoming: _Incoming) -> str:
+def _delete_keys_sql(table: TableDefinition, target: str, keys: str) -> str:
     if len(table.primary_key) == 1:
         (name,) = table.primary_key
-        key = _cast_key(table, name)
-        return f"DELETE FROM {target} WHERE {quote(name)} IN (SELECT {key} FROM {quote(incoming.keys)})"
+        return f"DELETE FROM {target} WHERE {quote(name)} IN (SELECT {_cast_key(table, name)} FROM {quote(keys)})"
     matches = " AND ".join(f"t.{quote(name)} = k.{_cast_key(table, name)}" for name in table.primary_key)
-    return f"DELETE FROM {target} AS t USING {quote(incoming.keys)} AS k WHERE {matches}"
+    return f"DELETE FROM {target} AS t USING {quote(keys)} AS k WHERE {matches}"
 
 
 def _cast_key(table: TableDefinition, name: str) -> str:
@@ -570,6 +598,6 @@ def _cast_key(table: TableDefinition, name: str) -> str:
     return f"{quote(name)}::{duckdb_type(table.column(name).type)}"
 
 
-def _insert_sql(table: TableDefinition, target: str, incoming: _Incoming) -> str:
+def _insert_sql(table: TableDefinition, target: str, rows: str) -> str:
     columns = ", ".join(quote(name) for name in (*table.column_names, *METADATA_COLUMNS))
-    return f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {quote(incoming.rows)}"
+    return f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {quote(rows)}"

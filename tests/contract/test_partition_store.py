@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import duckdb
@@ -83,6 +84,22 @@ def test_keys_of_several_columns(store: DuckDBStore) -> None:
     partition.apply([decoded(SEATS, changed, first=4, keys=[b"k", b'{"flight": 2, "seat": "A"}'])])
     left = rows(store, "SELECT flight, seat, passenger FROM seats ORDER BY ALL")
     assert left == [(1, "A", "x"), (1, "B", "y"), (2, "B", "x")]
+
+
+def test_transactions_of_any_size_leave_what_a_dictionary_would(store: DuckDBStore) -> None:
+    partition, random, expected, offset = store.open_partition(0), Random(3), dict[int, tuple[str, int]](), 0
+    for size in (3, 1, 1, 40, 700, 2, 1500, 600, 1, 30, 0, 5):
+        ids = [random.randrange(900) for _ in range(size)]
+        is_delete = [random.random() < 0.2 for _ in ids] if offset % 2 else [False] * size
+        values = [None if gone else {"id": i, "carrier": str(i % 7)} for i, gone in zip(ids, is_delete, strict=True)]
+        partition.apply([flights(offset, *values, keys=[b"%d" % i for i in ids])])
+        for i, gone in zip(ids, is_delete, strict=True):
+            expected.pop(i, None)
+            if not gone:
+                expected[i] = (str(i % 7), offset)
+            offset += 1
+        found = rows(store, "SELECT id, carrier, _offset FROM flights ORDER BY id")
+        assert found == [(i, *expected[i]) for i in sorted(expected)]
 
 
 def test_append_tables_keep_every_record(store: DuckDBStore) -> None:
@@ -211,18 +228,21 @@ def test_empty_and_wholly_parked_batches_move_the_position(store: DuckDBStore) -
 
 
 @pytest.mark.invariant(1, place="checkpoint")
-def test_rows_and_offsets_roll_back_together(store: DuckDBStore) -> None:
+@pytest.mark.parametrize("order", [1, -1], ids=["applied-before-it", "applied-after-it"])
+def test_rows_and_offsets_roll_back_together(store: DuckDBStore, order: int) -> None:
     partition = store.open_partition(0)
     partition.apply([flights(0, {"id": 1, "carrier": "AA"})])
     before = partition.content_hash()
     broken = decoded(EVENTS, [{"what": "x"}])
     without_a_required_value = broken.rows.set_column(0, "what", [[None]])
     with pytest.raises(StoreError, match="NOT NULL"):
-        partition.apply([flights(1, {"id": 1, "carrier": "BB"}), replace(broken, rows=without_a_required_value)])
+        partition.apply(
+            [flights(1, {"id": 1, "carrier": "BB"}), replace(broken, rows=without_a_required_value)][::order]
+        )
     assert partition.content_hash() == before
     assert partition.next_offsets() == {FLIGHTS.topic: 1}
-    partition.apply([flights(1, {"id": 1, "carrier": "BB"})])
-    assert rows(store, "SELECT carrier FROM flights") == [("BB",)]
+    partition.apply([flights(1, {"id": 2, "carrier": "CC"})])
+    assert rows(store, "SELECT carrier FROM flights ORDER BY id") == [("AA",), ("CC",)]
 
 
 def test_positions_and_epoch_survive_reopening(store: DuckDBStore) -> None:
