@@ -13,6 +13,7 @@ from schemas.messages import AnswerLimits
 from streams.client.answer import Answer
 from streams.client.async_client import AsyncClient
 from streams.client.blocking import Client
+from streams.client.subscription import Change
 from streams.client.written import Written
 from streams.errors import PublishingError, QueryRefusedError, RequestTimeoutError
 
@@ -20,6 +21,7 @@ __all__ = [
     "Answer",
     "AnswerLimits",
     "AsyncClient",
+    "Change",
     "Client",
     "PublishingError",
     "QueryRefusedError",

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -39,10 +39,17 @@ from streams.adapters.kafka_options import kafka_client_options
 from streams.adapters.kafka_partitioner import partition_of
 from streams.adapters.kafka_topics import QUERY_RETENTION_MS, REPLY_PARTITIONS, TopicSpecification, ensure_topics
 from streams.client.answer import Answer
+from streams.client.subscription import Change, changes
 from streams.client.written import AtLeast, Written, positions_of
 from streams.config import Settings, load_settings
 from streams.errors import ConfigurationError, PublishingError, QueryRefusedError, RequestTimeoutError
-from streams.limits import QUERY_DEADLINE_MS_DEFAULT, QUERY_DEADLINE_MS_MAX
+from streams.limits import (
+    QUERY_DEADLINE_MS_DEFAULT,
+    QUERY_DEADLINE_MS_MAX,
+    SUBSCRIPTION_EVERY_MS_DEFAULT,
+    SUBSCRIPTION_LEASE_MS_DEFAULT,
+    SUBSCRIPTION_LEASE_MS_MAX,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +81,8 @@ class AsyncClient:
         self._connecting = asyncio.Lock()
         self._waiting: dict[str, asyncio.Future[_Reply]] = {}
         self._chunks: dict[str, ChunkCollector] = {}
+        #: Of each subscription, by its id.
+        self._pushes: dict[str, asyncio.Queue[bytes]] = {}
         self._reading = asyncio.create_task(self._read_replies())
 
     @classmethod
@@ -171,6 +180,50 @@ class AsyncClient:
             await asyncio.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
+    def subscribe(
+        self,
+        sql: str,
+        params: Params | None = None,
+        *,
+        key: str | None = None,
+        partition: int | None = None,
+        every_ms: int = SUBSCRIPTION_EVERY_MS_DEFAULT,
+        lease_ms: int = SUBSCRIPTION_LEASE_MS_DEFAULT,
+        deadline_ms: int = QUERY_DEADLINE_MS_DEFAULT,
+        at_least: AtLeast | None = None,
+    ) -> AsyncGenerator[Change, None]:
+        """`async for change in client.subscribe(...)`: the rows now, and again whenever they have changed, at most once
+        in `every_ms`.
+
+        `key` or `partition` reads one partition; without them, all, if one worker has them. The subscription goes on
+        at the next owner when its partition moves, and ends with the loop, or when nobody comes for a change in
+        `lease_ms`. Raises QueryRefusedError, or RequestTimeoutError when no worker answers for `deadline_ms`.
+        """
+        _check_budget(deadline_ms)
+        lease_ms = min(lease_ms, SUBSCRIPTION_LEASE_MS_MAX)
+        template = _request(
+            id="template",
+            sql=sql,
+            params=dict(params) if isinstance(params, Mapping) else list(params or ()),
+            key=key,
+            partition=partition,
+            deadline_ms=deadline_ms,
+            caller=self._caller,
+            reply_to=self._settings.reply_topic,
+            reply_partition=self._reply_partition,
+            at_least=positions_of(at_least),
+            subscribe=True,
+            every_ms=every_ms,
+            lease_ms=lease_ms,
+        )
+        return changes(
+            _Line(self, self._query_partition_of(template)),
+            template,
+            every_ms=every_ms,
+            lease_ms=lease_ms,
+            deadline_ms=deadline_ms,
+        )
+
     async def publish(self, topic: str, value: Mapping[str, Any] | bytes | None, *, key: str | None = None) -> Written:
         """Writes one record to a table's topic, acknowledged by all replicas: a JSON object, bytes in the table's
         format, or None to delete the row of `key`. Raises PublishingError.
@@ -200,19 +253,12 @@ class AsyncClient:
         remaining_ms = (deadline - _now()) * 1000
         budget_ms = remaining_ms - min(remaining_ms * _WAY_BACK_FRACTION, _WAY_BACK_MS_MAX)
         request = template.model_copy(update={"id": uuid.uuid4().hex, "deadline_ms": int(budget_ms)})
-        key = None if request.key is None else request.key.encode()
-        partition = (
-            random.randrange(self._query_partitions)  # noqa: S311
-            if key is None
-            else partition_of(key, self._query_partitions)
-        )
+        partition = self._query_partition_of(request)
         future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = future
         try:
             async with asyncio.timeout_at(deadline):
-                sent = await self._producer.send(
-                    self._settings.query_topic, value=serialise_request(request), key=key, partition=partition
-                )
+                sent = await self._send(request, partition)
                 sent.add_done_callback(lambda sent: self._failed_to_send(future, sent))
                 return await future
         except TimeoutError:
@@ -224,12 +270,26 @@ class AsyncClient:
             self._cancel(request, partition)
             raise
         except KafkaError as error:
-            raise RequestTimeoutError(
-                f"the request could not be sent: {error!r}", hint="check that the broker runs"
-            ) from error
+            raise _unsent(error) from error
         finally:
             del self._waiting[request.id]
             self._chunks.pop(request.id, None)
+
+    def _query_partition_of(self, request: QueryRequest) -> int:
+        """Where the request goes: any partition will do unless it names one."""
+        if request.key is not None:
+            return partition_of(request.key.encode(), self._query_partitions)
+        if request.partition is not None:
+            return min(request.partition, self._query_partitions - 1)  # a worker refuses what does not exist
+        return random.randrange(self._query_partitions)  # noqa: S311
+
+    async def _send(self, request: QueryRequest, partition: int) -> asyncio.Future[Any]:
+        """Hands it to the producer. Raises KafkaError."""
+        key = None if request.key is None else request.key.encode()
+        sent: asyncio.Future[Any] = await self._producer.send(
+            self._settings.query_topic, value=serialise_request(request), key=key, partition=partition
+        )
+        return sent
 
     def _cancel(self, request: QueryRequest, partition: int) -> None:
         """The worker need not go on. Whether it hears of it in time is not waited for."""
@@ -259,6 +319,9 @@ class AsyncClient:
     def _deliver(self, record: Any) -> None:
         """Hands a reply to its request. Replies to others on the same partition are recognised by their key alone."""
         request_id = (record.key or b"").decode("utf-8", "replace")
+        if (pushes := self._pushes.get(request_id)) is not None:
+            pushes.put_nowait(record.value or b"")
+            return
         future = self._waiting.get(request_id)
         if future is None or future.done():
             return
@@ -268,6 +331,36 @@ class AsyncClient:
                 future.set_result(read_reply(value, record.headers))
         except (RequestError, ChunkError) as error:
             log.warning("%s[%d]@%d: %s", record.topic, record.partition, record.offset, error)
+
+
+class _Line:
+    """streams.client.subscription.Line to one partition of the query topic."""
+
+    def __init__(self, client: AsyncClient, partition: int) -> None:
+        self._client = client
+        self._partition = partition
+
+    @contextlib.contextmanager
+    def pushes_of(self, request: QueryRequest) -> Iterator[asyncio.Queue[bytes]]:
+        """See Line."""
+        pushes = self._client._pushes[request.id] = asyncio.Queue()
+        try:
+            yield pushes
+        finally:
+            del self._client._pushes[request.id]
+            self._client._cancel(request, self._partition)
+
+    async def send(self, request: QueryRequest) -> None:
+        """See Line."""
+        try:
+            sent = await self._client._send(request, self._partition)
+        except KafkaError as error:
+            raise _unsent(error) from error
+        sent.add_done_callback(lambda sent: sent.cancelled() or sent.exception())  # silence says it too
+
+
+def _unsent(error: KafkaError) -> RequestTimeoutError:
+    return RequestTimeoutError(f"the request could not be sent: {error!r}", hint="check that the broker runs")
 
 
 def _request(**fields: Any) -> QueryRequest:

@@ -68,7 +68,8 @@ _HOW_TO_ASK = (
 )
 #: How often a query that outlives its deadline is interrupted again: an interrupt between two statements is lost.
 _INTERRUPT_INTERVAL_SECONDS = 0.02
-_Asker = tuple[str | None, int | None, str | None]
+#: Reply topic, its partition and the request's id: under these a request can be cancelled.
+Asker = tuple[str | None, int | None, str | None]
 _ROWS_UNLIMITED = 2**62
 
 
@@ -95,6 +96,11 @@ class Reply:
     headers: Headers
     #: Of an asker who takes several records.
     record_bytes_max: int | None = None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is no refusal."""
+        return (STATUS_HEADER, b"ok") in self.headers
 
     def records(self) -> list[tuple[bytes, Headers]]:
         """What to send, in this order."""
@@ -146,8 +152,8 @@ class QueryService:
         self._threads = ThreadPoolExecutor(settings.query_concurrency_max, thread_name_prefix="query")
         self._slots = FairSlots(settings.query_concurrency_max)
         #: What can be cancelled: reply topic, its partition and the request's id -> the task that answers it.
-        self._asking: dict[_Asker, asyncio.Task[Any]] = {}
-        self._cancelled: set[_Asker] = set()
+        self._asking: dict[Asker, asyncio.Task[Any]] = {}
+        self._cancelled: set[Asker] = set()
         self._in_flight = 0
         self._running: dict[asyncio.Future[AnswerBody], Interruptible] = {}
         self._interrupting: set[asyncio.Task[None]] = set()
@@ -201,12 +207,12 @@ class QueryService:
         try:
             reply = await self._answer(envelope, incoming)
         except QueryRefusedError as refused:
-            return _refusal_reply(envelope, refused)
+            return refusal_reply(envelope, refused)
         except asyncio.CancelledError:
             if asker not in self._cancelled:
                 raise
             task.uncancel()
-            return _refusal_reply(envelope, _cancelled())
+            return refusal_reply(envelope, _cancelled())
         except Exception:  # last line of invariants 9 and 10: the asker is told, the operator gets the traceback
             log.exception("request %s failed", envelope.id)
             failed = QueryRefusedError(
@@ -214,7 +220,7 @@ class QueryService:
                 code=RefusalCode.INTERNAL,
                 hint="the worker's log has the details; please report it",
             )
-            return _refusal_reply(envelope, failed)
+            return refusal_reply(envelope, failed)
         finally:
             self._cancelled.discard(asker)
             if self._asking.get(asker) is task:
@@ -222,7 +228,7 @@ class QueryService:
         telemetry.QUERIES.labels("ok").inc()
         return reply
 
-    def _cancel(self, asker: _Asker) -> None:
+    def _cancel(self, asker: Asker) -> None:
         """Ends a request that is not answered yet; its asker gets a refusal. What is not there needs no end."""
         if task := self._asking.get(asker):
             self._cancelled.add(asker)
@@ -327,7 +333,7 @@ class QueryService:
             started=now,
             deadline=now + remaining_ms / 1000,
             asked_partition=self._asked_partition(request),
-            caller=request.caller or f"{envelope.reply_to} {envelope.reply_partition}"[:ID_CHARS_MAX],
+            caller=caller_of(envelope, request),
             is_part=envelope.reply_to == self._settings.part_topic,
         )
 
@@ -519,7 +525,13 @@ async def _interrupt_until_done(query: Interruptible, running: asyncio.Future[An
         running.exception()
 
 
-def _refusal_reply(envelope: RequestEnvelope, error: QueryRefusedError) -> Reply:
+def caller_of(envelope: RequestEnvelope, request: QueryRequest) -> str:
+    """Who takes turns with others."""
+    return request.caller or f"{envelope.reply_to} {envelope.reply_partition}"[:ID_CHARS_MAX]
+
+
+def refusal_reply(envelope: RequestEnvelope, error: QueryRefusedError) -> Reply:
+    """A refusal to whoever sent the request."""
     telemetry.QUERIES.labels(error.code).inc()
     refusal = Refusal(
         id=envelope.id,
