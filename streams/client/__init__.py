@@ -1,12 +1,13 @@
 """Ask queries over Kafka.
 
-    from streams.client import Client
+    import pintail
 
-    with Client.connect() as client:
+    with pintail.connect() as client:
         answer = client.query("SELECT carrier, count(*) FROM flights GROUP BY ALL ORDER BY 2 DESC")
         print(answer.to_dicts(), answer.offsets)
 
-`AsyncClient` is the same with await. Both raise QueryRefusedError and RequestTimeoutError (streams.errors).
+`AsyncClient` is the same with await. Both raise QueryRefusedError and RequestTimeoutError (streams.errors). The package
+`pintail` names what its users need of this one.
 """
 
 from schemas.messages import AnswerLimits
