@@ -66,6 +66,13 @@ class AnswerFormat(StrEnum):
     ARROW = "arrow"
 
 
+class Consistency(StrEnum):
+    """Which points of the partitions an answer shows."""
+
+    PARTITION = "partition"
+    SNAPSHOT = "snapshot"
+
+
 class RequestError(Exception):
     """The value of a record is not a request; the message says which field and why."""
 
@@ -115,6 +122,10 @@ class QueryRequest(_Message):
     )
     at_least: dict[str, dict[_PartitionNumber, _Position]] = Field(
         default_factory=dict, description="topic -> partition -> offset of a record that the answer must reflect"
+    )
+    consistency: Consistency = Field(
+        default=Consistency.PARTITION,
+        description="partition: each partition as of a point of its own; snapshot: all of one worker as of one point",
     )
     limits: AnswerLimits = Field(default_factory=AnswerLimits)
     subscribe: bool = Field(

@@ -1,16 +1,17 @@
 """Runs one guarded query on a store: rows and the positions they reflect, read in ONE read-only transaction.
 
 The transaction is what makes the offsets of an answer exact: DuckDB fixes a partition's snapshot when the transaction
-first reads it, rows and `_positions` alike. It is read-only as the second wall behind the guard. Results are fetched
-in chunks, so that an answer over the row or byte limit costs no more than the limit. Called by `answering`; `run`
-blocks and belongs in a thread, `interrupt` may come from any thread.
+first reads it, rows and `_positions` alike. For one point of all partitions, that first read falls between commits. It
+is read-only as the second wall behind the guard. Results are fetched in chunks, so that an answer over the row or byte
+limit costs no more than the limit. Called by `answering`; `run` blocks and belongs in a thread, `interrupt` may come
+from any thread.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol
@@ -23,6 +24,7 @@ from schemas.messages import (
     AnswerColumn,
     AnswerFormat,
     AnswerHead,
+    Consistency,
     QueryRequest,
     serialise_answer,
     serialise_arrow_answer,
@@ -61,6 +63,10 @@ class QueryCursors(Protocol):
     def query_cursor(self, partition: int | None) -> duckdb.DuckDBPyConnection:
         """A cursor whose current schema has one view per table and `_positions`, over one partition or, for None, over
         all SERVING ones."""
+        ...
+
+    def no_commits(self) -> AbstractContextManager[None]:
+        """While it lasts nothing is committed."""
         ...
 
 
@@ -197,7 +203,9 @@ class RunningQuery(Interruptible):
         A partition that came or went a moment ago must be counted neither twice nor not at all: refuses if what is
         visible is not the scope."""
         read = _ONE_BEGINS if self._partition is not None else _ALL_BEGIN
-        positions: list[tuple[int, str | None, int]] = cursor.execute(read).fetchall()
+        is_snapshot = self._partition is None and self._request.consistency is Consistency.SNAPSHOT
+        with self._store.no_commits() if is_snapshot else nullcontext():
+            positions: list[tuple[int, str | None, int]] = cursor.execute(read).fetchall()
         if self._partition is None and {partition for partition, topic, _ in positions if topic is None} != self.scope:
             raise not_serving("the partitions of this worker are changing")
         topics = [self._catalog.by_name(table).topic for table in query.tables]

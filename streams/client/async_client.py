@@ -140,12 +140,14 @@ class AsyncClient:
         format: Literal["json", "arrow"] = "json",  # noqa: A002  # the protocol's word
         limits: AnswerLimits | None = None,
         chunked: bool = False,
+        consistency: Literal["partition", "snapshot"] = "partition",
     ) -> Answer:
         """The answer to one query.
 
         `params` is a sequence for ? and $1, a mapping for $name. `key` asks only the partition that owns it.
         `at_least` (what `publish` returned, or topic -> partition -> offset of a record) makes the answer reflect
         those records. `chunked` takes an answer of any number of rows, up to the worker's `query_chunked_bytes_max`.
+        `consistency="snapshot"` shows all partitions as of one point, if one worker has them.
         Raises QueryRefusedError, at once for what no worker would accept, or RequestTimeoutError if nothing came before
         the deadline.
         """
@@ -162,6 +164,7 @@ class AsyncClient:
             at_least=positions_of(at_least),
             limits=limits or AnswerLimits(),
             chunked=chunked,
+            consistency=consistency,
         )
         deadline = _now() + deadline_ms / 1000
         pause = _FIRST_PAUSE_SECONDS

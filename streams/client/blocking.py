@@ -89,6 +89,7 @@ class Client:
         format: Literal["json", "arrow"] = "json",  # noqa: A002  # the protocol's word
         limits: AnswerLimits | None = None,
         chunked: bool = False,
+        consistency: Literal["partition", "snapshot"] = "partition",
     ) -> Answer:
         """See AsyncClient.query."""
         return self._thread.run(
@@ -101,6 +102,7 @@ class Client:
                 format=format,
                 limits=limits,
                 chunked=chunked,
+                consistency=consistency,
             )
         )
 

@@ -29,6 +29,7 @@ from schemas.messages import (
     AnswerFormat,
     AnswerHead,
     AnswerTiming,
+    Consistency,
     QueryRequest,
     Refusal,
     RefusalCode,
@@ -244,6 +245,8 @@ class QueryService:
                 scope = self._scope(accepted)
                 await self._wait_until_applied(accepted, scope)
                 if accepted.asked_partition is None and len(scope) < self._state.partitions_total:
+                    if accepted.request.consistency is Consistency.SNAPSHOT:
+                        raise _no_common_point(len(scope), self._state.partitions_total)
                     return await self._gathered(envelope, accepted)
                 accepted.doing = "waiting for a free query slot"
                 await self._slots.acquire(accepted.caller)
@@ -566,6 +569,16 @@ def _deadline_exceeded(accepted: _Accepted) -> QueryRefusedError:
         f"the deadline passed while {accepted.doing}",
         code=RefusalCode.DEADLINE_EXCEEDED,
         hint="give a longer deadline_ms, or ask for less",
+    )
+
+
+def _no_common_point(here: int, total: int) -> QueryRefusedError:
+    """Retriable, since a partition may be on its way to this worker."""
+    return QueryRefusedError(
+        f"a snapshot shows the partitions of one worker, and this one serves {here} of {total}",
+        code=RefusalCode.NOT_SERVING,
+        hint="give a key or a partition, or leave out consistency: `offsets` says which point of each the answer shows",
+        retriable=True,
     )
 
 
