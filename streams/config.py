@@ -24,6 +24,9 @@ from streams.limits import (
     QUERY_CHUNKED_BYTES_MAX,
     QUERY_ROWS_MAX,
     REFUSED_IN_A_ROW_MAX,
+    SUBSCRIPTION_EVERY_MS_MIN,
+    SUBSCRIPTIONS_MAX,
+    SUBSCRIPTIONS_PER_CALLER_MAX,
 )
 from streams.urls import parse_url, redacted
 
@@ -116,6 +119,15 @@ class Settings(BaseSettings):
         default=QUERY_CHUNKED_BYTES_MAX, ge=1, description="Bytes of one answer that may come in several records"
     )
     query_concurrency_max: int = Field(default=4, ge=1, description="Queries that one worker runs at once")
+    subscription_every_ms_min: int = Field(
+        default=SUBSCRIPTION_EVERY_MS_MIN,
+        ge=1,
+        description="Shortest time between two pushes of a subscription",
+    )
+    subscriptions_max: int = Field(default=SUBSCRIPTIONS_MAX, ge=0, description="Subscriptions that one worker keeps")
+    subscriptions_per_caller_max: int = Field(
+        default=SUBSCRIPTIONS_PER_CALLER_MAX, ge=0, description="Of these, those of one caller"
+    )
 
     # Snapshots
     snapshot_key: SecretStr = Field(

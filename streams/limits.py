@@ -51,6 +51,14 @@ QUERY_DEADLINE_MS_DEFAULT = 5_000
 QUERY_DEADLINE_MS_MAX = 120_000
 #: Requests that one worker holds (waiting, queued, running); the next one is refused as overloaded.
 QUERY_IN_FLIGHT_MAX = 2_000
+#: A subscription is pushed at most once in this time, and ends unless it is renewed in that one.
+SUBSCRIPTION_EVERY_MS_DEFAULT = 1_000
+SUBSCRIPTION_EVERY_MS_MIN = 100
+SUBSCRIPTION_LEASE_MS_DEFAULT = 30_000
+SUBSCRIPTION_LEASE_MS_MAX = 300_000
+#: Subscriptions that one worker keeps, each with its rows in memory, and those of one caller among them.
+SUBSCRIPTIONS_MAX = 200
+SUBSCRIPTIONS_PER_CALLER_MAX = 50
 #: Nodes, nesting, and tables plus SELECTs of one query's syntax tree.
 QUERY_NODES_MAX = 5_000
 QUERY_DEPTH_MAX = 64
@@ -72,5 +80,8 @@ assert DEAD_LETTER_TRUNCATED_BYTES < DEAD_LETTER_BYTES_MAX
 assert QUERY_ANSWER_BYTES_MAX < MIB  # Kafka's default message.max.bytes, with room for headers
 assert QUERY_ANSWER_BYTES_MAX <= QUERY_PART_BYTES_MAX <= QUERY_GATHERED_BYTES_MAX
 assert QUERY_CHUNK_BYTES_MAX < MIB
+assert SUBSCRIPTION_EVERY_MS_MIN <= SUBSCRIPTION_EVERY_MS_DEFAULT < SUBSCRIPTION_LEASE_MS_DEFAULT
+assert SUBSCRIPTION_LEASE_MS_DEFAULT <= SUBSCRIPTION_LEASE_MS_MAX
+assert SUBSCRIPTIONS_PER_CALLER_MAX <= SUBSCRIPTIONS_MAX
 assert REFUSAL_QUOTE_CHARS_MAX < REFUSAL_TEXT_CHARS_MAX
 assert QUERY_DEADLINE_MS_DEFAULT <= QUERY_DEADLINE_MS_MAX

@@ -74,6 +74,8 @@ GROUP_SILENCE_SECONDS = Gauge(
 )
 QUERIES = Counter("pintail_queries", "Queries by outcome (ok or the refusal's code)", ["outcome"])
 QUERY_SECONDS = Histogram("pintail_query_seconds", "Request received to reply ready", buckets=LATENCY_BUCKETS)
+SUBSCRIPTIONS = Gauge("pintail_subscriptions", "Subscriptions that are kept up to date now")
+PUSHES = Counter("pintail_pushes", "Pushes of subscriptions: whole answers (full) or what changed (delta)", ["kind"])
 SINK_LAG_RECORDS = Gauge(
     "pintail_sink_lag_records", "Offsets between what the sink has read and the high watermark", ["topic", "partition"]
 )

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from schemas.catalog import Catalog
 from schemas.duckdb_ddl import duckdb_type, quote, quote_text
 from schemas.table import METADATA_COLUMNS, TableDefinition
+from streams.adapters.duckdb_commits import CommitGate
 from streams.adapters.duckdb_file import write_block_list
 from streams.errors import LogGapError, StaleEpochError, StoreError
 from streams.ports import DecodedBatch
@@ -91,6 +92,7 @@ class PartitionStore:
         database: str,
         catalog: Catalog,
         connection: duckdb.DuckDBPyConnection,
+        commits: CommitGate,
         fd: int | None = None,
     ) -> None:
         self.partition = partition
@@ -99,6 +101,7 @@ class PartitionStore:
         self.database = database
         self._catalog = catalog
         self._connection = connection  # of the writer; used only under _writing
+        self._commits = commits
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else fd
         self._writing = threading.Lock()
         self._checkpointing = threading.Lock()  # taken before _writing
@@ -319,7 +322,13 @@ class PartitionStore:
         # The descriptor goes along: to close any of a file would drop DuckDB's lock on it.
         fd, self._fd = self._fd, -1
         return PartitionStore(
-            self.partition, self.path, database=self.database, catalog=self._catalog, connection=connection, fd=fd
+            self.partition,
+            self.path,
+            database=self.database,
+            catalog=self._catalog,
+            connection=connection,
+            commits=self._commits,
+            fd=fd,
         )
 
     def close_descriptor(self) -> None:
@@ -351,10 +360,11 @@ class PartitionStore:
             connection.execute("BEGIN TRANSACTION")
             yield connection
             self._check_held()
-            self._is_committing = reached is not None
-            connection.execute("COMMIT")
-            if reached is not None:
-                self._next_offsets = {**self._next_offsets, **reached}
+            with self._commits.committing():
+                self._is_committing = reached is not None
+                connection.execute("COMMIT")
+                if reached is not None:
+                    self._next_offsets = {**self._next_offsets, **reached}
         except BaseException as error:
             with suppress(duckdb.Error):  # there may be no transaction left to roll back
                 connection.execute("ROLLBACK")

@@ -2,16 +2,17 @@
 
 The transaction is what makes the offsets of an answer exact: DuckDB fixes a partition's snapshot when the transaction
 first reads it, rows and `_positions` alike. These need not be read where nothing was committed around that moment,
-which the store knows. It is read-only as the second wall behind the guard. Results are fetched in chunks, so that an
-answer over the row or byte limit costs no more than the limit. Called by `answering`; `run` blocks and belongs in a
-thread, `interrupt` may come from any thread.
+which the store knows; for one point of all partitions they are read first, between commits. The transaction is
+read-only as the second wall behind the guard. Results are fetched in chunks, so that an answer over the row or byte
+limit costs no more than the limit. Called by `answering`; `run` blocks and belongs in a thread, `interrupt` may come
+from any thread.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -25,6 +26,7 @@ from schemas.messages import (
     AnswerColumn,
     AnswerFormat,
     AnswerHead,
+    Consistency,
     QueryRequest,
     serialise_answer,
     serialise_arrow_answer,
@@ -71,6 +73,10 @@ class QueryCursors(Protocol):
     def applied(self, partition: int | None) -> dict[int, Mapping[str, int]] | None:
         """By partition that such a cursor reads its next_offsets, None while one of them commits: the same objects
         before and after a transaction's first read are what it reads."""
+        ...
+
+    def no_commits(self) -> AbstractContextManager[None]:
+        """While it lasts nothing is committed."""
         ...
 
 
@@ -194,13 +200,15 @@ class RunningQuery(Interruptible):
         cursor = self._open_cursor()
         with self._using(cursor, partial(self._store.give_back, partition=self._partition)):
             try:
-                before = self._store.applied(self._partition)
                 cursor.execute(_BEGIN)
+                applied = self._at_one_point(cursor)
+                before = self._store.applied(self._partition)
                 cursor.execute(request.sql, request.params or None)
                 after = self._store.applied(self._partition)
                 columns = columns_of(cursor)
                 rows_json, arrow = self._limits.fetch(cursor, request.format)
-                applied = _unmoved(before, after)
+                if applied is None:
+                    applied = _unmoved(before, after)
                 if applied is None:
                     applied = _read_positions(cursor, self._partition)
                 offsets = self._offsets(query, applied)
@@ -214,6 +222,14 @@ class RunningQuery(Interruptible):
             return self._store.query_cursor(self._partition)
         except (StoreError, duckdb.Error) as error:
             raise not_serving(f"the store has no queryable state: {error}") from error
+
+    def _at_one_point(self, cursor: duckdb.DuckDBPyConnection) -> Mapping[int, Mapping[str, int]] | None:
+        """Fixes what the transaction sees of all partitions between commits, if that was asked for, and reads what was
+        applied by then."""
+        if self._partition is not None or self._request.consistency is not Consistency.SNAPSHOT:
+            return None
+        with self._store.no_commits():
+            return _read_positions(cursor, None)
 
     def _offsets(self, query: GuardedQuery, applied: Mapping[int, Mapping[str, int]]) -> dict[str, dict[str, int]]:
         """What the answer reflects: 0 where the store has not consumed anything of a topic yet.

@@ -13,7 +13,7 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import duckdb
@@ -21,6 +21,7 @@ import duckdb
 from schemas.catalog import Catalog
 from schemas.duckdb_ddl import create_table_sql, duckdb_type, migration_sql, quote, quote_text
 from schemas.table import METADATA_COLUMNS, TableDefinition
+from streams.adapters.duckdb_commits import CommitGate
 from streams.adapters.duckdb_dialect import LEDGER_VIEW
 from streams.adapters.duckdb_file import (
     FileLock,
@@ -58,6 +59,7 @@ class DuckDBStore:
         self._turns: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.RLock()  # guards the instance's catalog and the fields below; never held while waiting
         self._partitions: dict[int, PartitionStore] = {}
+        self._commits = CommitGate()
         self._fenced: set[int] = set()  # attached, but nobody writes and no view shows them
         self._file_locks: dict[int, FileLock] = {}
         self._visible: frozenset[int] = frozenset()
@@ -190,6 +192,10 @@ class DuckDBStore:
         applied = {number: offsets for number, offsets in found.items() if offsets is not None}
         return applied if len(applied) == len(found) else None
 
+    def no_commits(self) -> AbstractContextManager[None]:
+        """While it lasts nothing is committed: statements in it see all partitions at one point. Keep it short."""
+        return self._commits.shut()
+
     def close(self) -> None:
         """Closes all partitions and the instance."""
         for partition in self.partitions():
@@ -247,7 +253,12 @@ class DuckDBStore:
                     raise damaged(path.name, f"{len(lost)} blocks are damaged, the first is block {min(lost)}")
                 _in_transaction(self._instance, self._bring_forward(database))
                 return PartitionStore(
-                    partition, path, database=database, catalog=self._catalog, connection=self._instance.cursor()
+                    partition,
+                    path,
+                    database=database,
+                    catalog=self._catalog,
+                    connection=self._instance.cursor(),
+                    commits=self._commits,
                 )
             except duckdb.Error as error:
                 self._instance.execute(f"DETACH {database}")

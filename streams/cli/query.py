@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -55,6 +56,12 @@ def query(
     output_format: Annotated[OutputFormat, typer.Option("--format", "-f", help="Output.")] = OutputFormat.TABLE,
     deadline_ms: Annotated[int, typer.Option(help="Milliseconds, at most 120,000.")] = QUERY_DEADLINE_MS_DEFAULT,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write rows to this file.")] = None,
+    subscribe: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MS", min=1, help="Print again when rows have changed, at most once in so many ms, until Ctrl-C."
+        ),
+    ] = None,
     history: Annotated[
         bool, typer.Option("--history", help="Ask ClickHouse, which keeps what the store lets go.")
     ] = False,
@@ -65,6 +72,13 @@ def query(
     if output is not None:
         _check_output(output)
     params = parse_params(param or [])
+    if subscribe is not None:
+        if history or output is not None or output_format is OutputFormat.ARROW:
+            raise ConfigurationError("--subscribe prints tables, JSON or CSV", hint="leave out --history and --output")
+        with Client.connect(load_settings()) as client, contextlib.suppress(KeyboardInterrupt):
+            for change in client.subscribe(sql, params, key=key, every_ms=subscribe, deadline_ms=deadline_ms):
+                _print(change.answer, output_format)
+        return
     if history:
         answer = ask_history(sql, params, deadline_ms=deadline_ms, as_arrow=output_format is OutputFormat.ARROW)
     else:
@@ -76,15 +90,19 @@ def query(
                 deadline_ms=deadline_ms,
                 format="arrow" if output_format is OutputFormat.ARROW else "json",
             )
-    if output_format is OutputFormat.TABLE and output is None:
+    if output is None:
+        _print(answer, output_format)
+    else:
+        _write(output, _ENCODERS[output_format](answer))
+        print(footer(answer), file=sys.stderr)
+
+
+def _print(answer: Answer, output_format: OutputFormat) -> None:
+    if output_format is OutputFormat.TABLE:
         table_console().print(rich_table(answer))
     else:
-        encoded = _ENCODERS[output_format](answer)
-        if output is None:
-            sys.stdout.buffer.write(encoded)
-            sys.stdout.buffer.flush()
-        else:
-            _write(output, encoded)
+        sys.stdout.buffer.write(_ENCODERS[output_format](answer))
+        sys.stdout.buffer.flush()
     print(footer(answer), file=sys.stderr)
 
 

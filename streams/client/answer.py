@@ -81,7 +81,7 @@ def _installed(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise ConfigurationError(f"{name} is not installed", hint=f"pip install {name}") from None
+        raise ConfigurationError(f"{name} is not installed", hint="pip install 'pintail[frames]'") from None
 
 
 def _rows_of(table: pa.Table) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -40,6 +40,7 @@ from streams.adapters.kafka_partitioner import partition_of
 from streams.adapters.kafka_topics import QUERY_RETENTION_MS, REPLY_PARTITIONS, TopicSpecification, ensure_topics
 from streams.batches import RecordBatch
 from streams.client.answer import Answer
+from streams.client.subscription import Change, changes
 from streams.client.written import AtLeast, Written, positions_of
 from streams.config import Settings, load_settings
 from streams.errors import (
@@ -49,7 +50,13 @@ from streams.errors import (
     QueryRefusedError,
     RequestTimeoutError,
 )
-from streams.limits import QUERY_DEADLINE_MS_DEFAULT, QUERY_DEADLINE_MS_MAX
+from streams.limits import (
+    QUERY_DEADLINE_MS_DEFAULT,
+    QUERY_DEADLINE_MS_MAX,
+    SUBSCRIPTION_EVERY_MS_DEFAULT,
+    SUBSCRIPTION_LEASE_MS_DEFAULT,
+    SUBSCRIPTION_LEASE_MS_MAX,
+)
 from streams.positions import TopicPartition
 
 log = logging.getLogger(__name__)
@@ -83,6 +90,8 @@ class AsyncClient:
         self._publisher: RdKafkaProducer | None = None
         self._waiting: dict[str, asyncio.Future[_Reply]] = {}
         self._chunks: dict[str, ChunkCollector] = {}
+        #: Of each subscription, by its id.
+        self._pushes: dict[str, asyncio.Queue[bytes]] = {}
 
     @classmethod
     async def connect(cls, settings: Settings | None = None) -> Self:
@@ -136,12 +145,14 @@ class AsyncClient:
         format: Literal["json", "arrow"] = "json",  # noqa: A002  # the protocol's word
         limits: AnswerLimits | None = None,
         chunked: bool = False,
+        consistency: Literal["partition", "snapshot"] = "partition",
     ) -> Answer:
         """The answer to one query.
 
         `params` is a sequence for ? and $1, a mapping for $name. `key` asks only the partition that owns it.
         `at_least` (what `publish` returned, or topic -> partition -> offset of a record) makes the answer reflect
         those records. `chunked` takes an answer of any number of rows, up to the worker's `query_chunked_bytes_max`.
+        `consistency="snapshot"` shows all partitions as of one point, if one worker has them.
         Raises QueryRefusedError, at once for what no worker would accept, or RequestTimeoutError if nothing came before
         the deadline.
         """
@@ -158,6 +169,7 @@ class AsyncClient:
             at_least=positions_of(at_least),
             limits=limits or AnswerLimits(),
             chunked=chunked,
+            consistency=consistency,
         )
         deadline = _now() + deadline_ms / 1000
         pause = _FIRST_PAUSE_SECONDS
@@ -176,6 +188,50 @@ class AsyncClient:
             await asyncio.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
+    def subscribe(
+        self,
+        sql: str,
+        params: Params | None = None,
+        *,
+        key: str | None = None,
+        partition: int | None = None,
+        every_ms: int = SUBSCRIPTION_EVERY_MS_DEFAULT,
+        lease_ms: int = SUBSCRIPTION_LEASE_MS_DEFAULT,
+        deadline_ms: int = QUERY_DEADLINE_MS_DEFAULT,
+        at_least: AtLeast | None = None,
+    ) -> AsyncGenerator[Change, None]:
+        """`async for change in client.subscribe(...)`: the rows now, and again whenever they have changed, at most once
+        in `every_ms`.
+
+        `key` or `partition` reads one partition; without them, all, if one worker has them. The subscription goes on
+        at the next owner when its partition moves, and ends with the loop, or when nobody comes for a change in
+        `lease_ms`. Raises QueryRefusedError, or RequestTimeoutError when no worker answers for `deadline_ms`.
+        """
+        _check_budget(deadline_ms)
+        lease_ms = min(lease_ms, SUBSCRIPTION_LEASE_MS_MAX)
+        template = _request(
+            id="template",
+            sql=sql,
+            params=dict(params) if isinstance(params, Mapping) else list(params or ()),
+            key=key,
+            partition=partition,
+            deadline_ms=deadline_ms,
+            caller=self._caller,
+            reply_to=self._settings.reply_topic,
+            reply_partition=self._reply_partition,
+            at_least=positions_of(at_least),
+            subscribe=True,
+            every_ms=every_ms,
+            lease_ms=lease_ms,
+        )
+        return changes(
+            _Line(self, self._query_partition_of(template)),
+            template,
+            every_ms=every_ms,
+            lease_ms=lease_ms,
+            deadline_ms=deadline_ms,
+        )
+
     async def publish(self, topic: str, value: Mapping[str, Any] | bytes | None, *, key: str | None = None) -> Written:
         """Writes one record to a table's topic, acknowledged by all replicas: a JSON object, bytes in the table's
         format, or None to delete the row of `key`. Raises PublishingError.
@@ -192,19 +248,12 @@ class AsyncClient:
         remaining_ms = (deadline - _now()) * 1000
         budget_ms = remaining_ms - min(remaining_ms * _WAY_BACK_FRACTION, _WAY_BACK_MS_MAX)
         request = template.model_copy(update={"id": uuid.uuid4().hex, "deadline_ms": int(budget_ms)})
-        key = None if request.key is None else request.key.encode()
-        partition = (
-            random.randrange(self._query_partitions)  # noqa: S311
-            if key is None
-            else partition_of(key, self._query_partitions)
-        )
+        partition = self._query_partition_of(request)
         future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = future
         try:
             async with asyncio.timeout_at(deadline):
-                sent = self._producer.send(
-                    self._settings.query_topic, value=serialise_request(request), key=key, partition=partition
-                )
+                sent = self._send(request, partition)
                 sent.add_done_callback(lambda sent: self._failed_to_send(future, sent))
                 return await future
         except TimeoutError:
@@ -216,12 +265,25 @@ class AsyncClient:
             self._cancel(request, partition)
             raise
         except PublishingError as error:
-            raise RequestTimeoutError(
-                f"the request could not be sent: {error.message}", hint="check that the broker runs"
-            ) from error
+            raise _unsent(error) from error
         finally:
             del self._waiting[request.id]
             self._chunks.pop(request.id, None)
+
+    def _query_partition_of(self, request: QueryRequest) -> int:
+        """Where the request goes: any partition will do unless it names one."""
+        if request.key is not None:
+            return partition_of(request.key.encode(), self._query_partitions)
+        if request.partition is not None:
+            return min(request.partition, self._query_partitions - 1)  # a worker refuses what does not exist
+        return random.randrange(self._query_partitions)  # noqa: S311
+
+    def _send(self, request: QueryRequest, partition: int) -> asyncio.Future[Sent]:
+        """On its way when this returns."""
+        key = None if request.key is None else request.key.encode()
+        return self._producer.send(
+            self._settings.query_topic, value=serialise_request(request), key=key, partition=partition
+        )
 
     def _cancel(self, request: QueryRequest, partition: int) -> None:
         """The worker need not go on. Whether it hears of it in time is not waited for."""
@@ -241,6 +303,9 @@ class AsyncClient:
         alone."""
         for index, key in enumerate(batch.keys):
             request_id = (key or b"").decode("utf-8", "replace")
+            if (pushes := self._pushes.get(request_id)) is not None:
+                pushes.put_nowait(batch.values[index] or b"")
+                continue
             future = self._waiting.get(request_id)
             if future is None or future.done():
                 continue
@@ -256,6 +321,32 @@ class AsyncClient:
 
 def _failure_of(sent: asyncio.Future[Sent]) -> BaseException | None:
     return None if sent.cancelled() else sent.exception()
+
+
+class _Line:
+    """streams.client.subscription.Line to one partition of the query topic."""
+
+    def __init__(self, client: AsyncClient, partition: int) -> None:
+        self._client = client
+        self._partition = partition
+
+    @contextlib.contextmanager
+    def pushes_of(self, request: QueryRequest) -> Iterator[asyncio.Queue[bytes]]:
+        """See Line."""
+        pushes = self._client._pushes[request.id] = asyncio.Queue()
+        try:
+            yield pushes
+        finally:
+            del self._client._pushes[request.id]
+            self._client._cancel(request, self._partition)
+
+    async def send(self, request: QueryRequest) -> None:
+        """See Line."""
+        self._client._send(request, self._partition).add_done_callback(_failure_of)  # silence says it too
+
+
+def _unsent(error: PublishingError) -> RequestTimeoutError:
+    return RequestTimeoutError(f"the request could not be sent: {error.message}", hint="check that the broker runs")
 
 
 def _request(**fields: Any) -> QueryRequest:

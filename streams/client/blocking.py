@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from schemas.messages import AnswerLimits
 from streams.client.answer import Answer
 from streams.client.async_client import AsyncClient, Params
+from streams.client.subscription import Change
 from streams.client.written import AtLeast, Written
 from streams.config import Settings
-from streams.limits import QUERY_DEADLINE_MS_DEFAULT
+from streams.limits import (
+    QUERY_DEADLINE_MS_DEFAULT,
+    SUBSCRIPTION_EVERY_MS_DEFAULT,
+    SUBSCRIPTION_LEASE_MS_DEFAULT,
+)
 
 T = TypeVar("T")
 
@@ -84,6 +89,7 @@ class Client:
         format: Literal["json", "arrow"] = "json",  # noqa: A002  # the protocol's word
         limits: AnswerLimits | None = None,
         chunked: bool = False,
+        consistency: Literal["partition", "snapshot"] = "partition",
     ) -> Answer:
         """See AsyncClient.query."""
         return self._thread.run(
@@ -96,8 +102,48 @@ class Client:
                 format=format,
                 limits=limits,
                 chunked=chunked,
+                consistency=consistency,
             )
         )
+
+    def subscribe(
+        self,
+        sql: str,
+        params: Params | None = None,
+        *,
+        key: str | None = None,
+        partition: int | None = None,
+        every_ms: int = SUBSCRIPTION_EVERY_MS_DEFAULT,
+        lease_ms: int = SUBSCRIPTION_LEASE_MS_DEFAULT,
+        deadline_ms: int = QUERY_DEADLINE_MS_DEFAULT,
+        at_least: AtLeast | None = None,
+    ) -> Generator[Change, None, None]:
+        """`for change in client.subscribe(...)`; close it to end the subscription before its lease does. See
+        AsyncClient.subscribe."""
+        changes = self._client.subscribe(
+            sql,
+            params,
+            key=key,
+            partition=partition,
+            every_ms=every_ms,
+            lease_ms=lease_ms,
+            deadline_ms=deadline_ms,
+            at_least=at_least,
+        )
+        return self._each(changes)
+
+    def _each(self, changes: AsyncGenerator[Change, None]) -> Generator[Change, None, None]:
+        async def coming() -> Change | None:
+            return await anext(changes, None)
+
+        async def end() -> None:
+            await changes.aclose()
+
+        try:
+            while (change := self._thread.run(coming())) is not None:
+                yield change
+        finally:
+            self._thread.run(end())
 
     def publish(self, topic: str, value: Mapping[str, Any] | bytes | None, *, key: str | None = None) -> Written:
         """See AsyncClient.publish."""

@@ -1,6 +1,6 @@
 """DB-API 2.0 (PEP 249) over the query topic, for tools that speak it. Read-only: there is nothing to commit.
 
-    from streams.client import dbapi
+    from pintail import dbapi
 
     with dbapi.connect() as connection, connection.cursor() as cursor:
         cursor.execute("SELECT name FROM airlines WHERE carrier = ?", ["UA"])

@@ -29,6 +29,7 @@ from schemas.messages import (
     AnswerFormat,
     AnswerHead,
     AnswerTiming,
+    Consistency,
     QueryRequest,
     Refusal,
     RefusalCode,
@@ -68,7 +69,8 @@ _HOW_TO_ASK = (
 )
 #: How often a query that outlives its deadline is interrupted again: an interrupt between two statements is lost.
 _INTERRUPT_INTERVAL_SECONDS = 0.02
-_Asker = tuple[str | None, int | None, str | None]
+#: Reply topic, its partition and the request's id: under these a request can be cancelled.
+Asker = tuple[str | None, int | None, str | None]
 _ROWS_UNLIMITED = 2**62
 
 
@@ -95,6 +97,11 @@ class Reply:
     headers: Headers
     #: Of an asker who takes several records.
     record_bytes_max: int | None = None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is no refusal."""
+        return (STATUS_HEADER, b"ok") in self.headers
 
     def records(self) -> list[tuple[bytes, Headers]]:
         """What to send, in this order."""
@@ -146,8 +153,8 @@ class QueryService:
         self._threads = ThreadPoolExecutor(settings.query_concurrency_max, thread_name_prefix="query")
         self._slots = FairSlots(settings.query_concurrency_max)
         #: What can be cancelled: reply topic, its partition and the request's id -> the task that answers it.
-        self._asking: dict[_Asker, asyncio.Task[Any]] = {}
-        self._cancelled: set[_Asker] = set()
+        self._asking: dict[Asker, asyncio.Task[Any]] = {}
+        self._cancelled: set[Asker] = set()
         self._in_flight = 0
         self._running: dict[asyncio.Future[AnswerBody], Interruptible] = {}
         self._interrupting: set[asyncio.Task[None]] = set()
@@ -201,12 +208,12 @@ class QueryService:
         try:
             reply = await self._answer(envelope, incoming)
         except QueryRefusedError as refused:
-            return _refusal_reply(envelope, refused)
+            return refusal_reply(envelope, refused)
         except asyncio.CancelledError:
             if asker not in self._cancelled:
                 raise
             task.uncancel()
-            return _refusal_reply(envelope, _cancelled())
+            return refusal_reply(envelope, _cancelled())
         except Exception:  # last line of invariants 9 and 10: the asker is told, the operator gets the traceback
             log.exception("request %s failed", envelope.id)
             failed = QueryRefusedError(
@@ -214,7 +221,7 @@ class QueryService:
                 code=RefusalCode.INTERNAL,
                 hint="the worker's log has the details; please report it",
             )
-            return _refusal_reply(envelope, failed)
+            return refusal_reply(envelope, failed)
         finally:
             self._cancelled.discard(asker)
             if self._asking.get(asker) is task:
@@ -222,7 +229,7 @@ class QueryService:
         telemetry.QUERIES.labels("ok").inc()
         return reply
 
-    def _cancel(self, asker: _Asker) -> None:
+    def _cancel(self, asker: Asker) -> None:
         """Ends a request that is not answered yet; its asker gets a refusal. What is not there needs no end."""
         if task := self._asking.get(asker):
             self._cancelled.add(asker)
@@ -238,6 +245,8 @@ class QueryService:
                 scope = self._scope(accepted)
                 await self._wait_until_applied(accepted, scope)
                 if accepted.asked_partition is None and len(scope) < self._state.partitions_total:
+                    if accepted.request.consistency is Consistency.SNAPSHOT:
+                        raise _no_common_point(len(scope), self._state.partitions_total)
                     return await self._gathered(envelope, accepted)
                 accepted.doing = "waiting for a free query slot"
                 await self._slots.acquire(accepted.caller)
@@ -327,7 +336,7 @@ class QueryService:
             started=now,
             deadline=now + remaining_ms / 1000,
             asked_partition=self._asked_partition(request),
-            caller=request.caller or f"{envelope.reply_to} {envelope.reply_partition}"[:ID_CHARS_MAX],
+            caller=caller_of(envelope, request),
             is_part=envelope.reply_to == self._settings.part_topic,
         )
 
@@ -519,7 +528,13 @@ async def _interrupt_until_done(query: Interruptible, running: asyncio.Future[An
         running.exception()
 
 
-def _refusal_reply(envelope: RequestEnvelope, error: QueryRefusedError) -> Reply:
+def caller_of(envelope: RequestEnvelope, request: QueryRequest) -> str:
+    """Who takes turns with others."""
+    return request.caller or f"{envelope.reply_to} {envelope.reply_partition}"[:ID_CHARS_MAX]
+
+
+def refusal_reply(envelope: RequestEnvelope, error: QueryRefusedError) -> Reply:
+    """A refusal to whoever sent the request."""
     telemetry.QUERIES.labels(error.code).inc()
     refusal = Refusal(
         id=envelope.id,
@@ -554,6 +569,16 @@ def _deadline_exceeded(accepted: _Accepted) -> QueryRefusedError:
         f"the deadline passed while {accepted.doing}",
         code=RefusalCode.DEADLINE_EXCEEDED,
         hint="give a longer deadline_ms, or ask for less",
+    )
+
+
+def _no_common_point(here: int, total: int) -> QueryRefusedError:
+    """Retriable, since a partition may be on its way to this worker."""
+    return QueryRefusedError(
+        f"a snapshot shows the partitions of one worker, and this one serves {here} of {total}",
+        code=RefusalCode.NOT_SERVING,
+        hint="give a key or a partition, or leave out consistency: `offsets` says which point of each the answer shows",
+        retriable=True,
     )
 
 

@@ -223,6 +223,74 @@ async def test_offsets_are_exactly_what_the_rows_reflect_while_records_are_appli
         writing.join()
 
 
+@pytest.mark.invariant(3, place="checkpoint")
+async def test_a_snapshot_shows_all_partitions_at_one_point_while_records_are_applied(writing_worker: Worker) -> None:
+    """Flights are written one after the other to partition 0, 1, 2, 3, 0, 1, ...: at any one point the positions do not
+    rise from one partition to the next, and differ by one at most."""
+    stop = threading.Event()
+
+    def keep_writing() -> None:
+        number = 10
+        while not stop.is_set():
+            for partition in range(PARTITIONS):
+                write(writing_worker.store, FLIGHTS, partition, number, [flight(partition + PARTITIONS * number)])
+            number += 1
+
+    writing = threading.Thread(target=keep_writing)
+    writing.start()
+    try:
+        for _ in range(40):
+            answer = await writing_worker.answered(
+                "SELECT _partition, count(*) FROM flights GROUP BY ALL ORDER BY 1", consistency="snapshot"
+            )
+            positions = list(answer.offsets["flights"].values())
+            assert answer.rows == [[partition, position] for partition, position in enumerate(positions)]
+            assert positions == sorted(positions, reverse=True)
+            assert positions[0] - positions[-1] <= 1
+    finally:
+        stop.set()
+        writing.join()
+
+
+async def test_a_snapshot_begins_between_commits_and_other_answers_do_not_wait(writing_worker: Worker) -> None:
+    store = writing_worker.store
+    with store._commits.committing():
+        asking = asyncio.create_task(writing_worker.answered("SELECT count(*) FROM flights", consistency="snapshot"))
+        assert (await writing_worker.answered("SELECT count(*) FROM flights")).rows == [[40]]
+        assert not asking.done()
+    assert (await asking).rows == [[40]]
+    with store.no_commits():
+        writing = threading.Thread(target=write, args=(store, FLIGHTS, 2, 10, [flight(2 + 4 * 10)]))
+        writing.start()
+        assert (await writing_worker.answered("SELECT count(*) FROM flights")).rows == [[40]]
+        assert writing.is_alive()
+    writing.join()
+    assert (await writing_worker.answered("SELECT count(*) FROM flights")).rows == [[41]]
+
+
+def test_duckdb_begins_a_transaction_in_each_file_when_a_statement_first_names_it(writable: DuckDBStore) -> None:
+    """Why a snapshot of several partitions needs more than a transaction."""
+    first = writable.query_cursor(0)
+    first.execute("BEGIN TRANSACTION READ ONLY")
+    assert first.execute("SELECT count(*) FROM flights").fetchone() == (10,)
+    for partition in (0, 1):
+        write(writable, FLIGHTS, partition, 10, [flight(partition + PARTITIONS * 10)])
+    assert first.execute("SELECT count(*) FROM memory.p0.flights").fetchone() == (10,)
+    assert first.execute("SELECT count(*) FROM memory.p1.flights").fetchone() == (11,)
+    first.close()
+
+
+async def test_a_snapshot_of_what_several_workers_serve_is_refused_with_the_way_out(writing_worker: Worker) -> None:
+    writing_worker.state.epochs.pop(3)
+    refusal = await writing_worker.refused("SELECT 1", consistency="snapshot")
+    assert (refusal.code, refusal.retriable) == (RefusalCode.NOT_SERVING, True)
+    assert "serves 3 of 4" in refusal.message
+    one = await writing_worker.answered(
+        "SELECT count(*) FROM flights", key=key_of(0, PARTITIONS), consistency="snapshot"
+    )
+    assert one.rows == [[10]]
+
+
 async def test_read_your_writes_waits_for_the_record(writing_worker: Worker) -> None:
     asking = asyncio.create_task(
         writing_worker.answered("SELECT count(*) FROM flights", at_least={"flights": {"2": 10}})

@@ -15,6 +15,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 
+import pintail
 from schemas.messages import Refusal, RefusalCode, serialise_refusal
 from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_partitioner import key_of, partition_of
@@ -231,6 +232,19 @@ async def test_without_a_query_topic_the_client_says_that_no_worker_has_run(sett
 async def test_a_broker_that_is_away_is_one_clear_error(settings: Settings) -> None:
     with pytest.raises(ConfigurationError, match="PINTAIL_KAFKA"):
         await AsyncClient.connect(settings.model_copy(update={"kafka": "127.0.0.1:1"}))
+
+
+async def test_both_clients_connect_by_the_name_that_is_installed(settings: Settings, worker: StandIn) -> None:
+    del worker
+    given = {"kafka": settings.kafka, "application": settings.application}
+    async with await pintail.connect_async(**given) as client:
+        assert (await client.query("SELECT 1", deadline_ms=60_000)).rows == [(1,)]
+
+    def ask() -> list[tuple[Any, ...]]:
+        with pintail.connect(**given) as client:
+            return list(client.query("SELECT 2", deadline_ms=60_000))
+
+    assert await asyncio.to_thread(ask) == [(2,)]
 
 
 async def test_the_blocking_client_is_shared_by_threads(settings: Settings, worker: StandIn) -> None:

@@ -152,3 +152,29 @@ def test_a_reply_topic_that_would_corrupt_tables_is_refused(system: System) -> N
     answer = system.client.query("SELECT count(*) FROM airlines WHERE name IS NULL", at_least=at_least)
     assert answer.rows == [(0,)]
     assert system.client.query("SELECT 1").rows == [(1,)]
+
+
+def test_a_subscription_gives_rows_as_they_change(system: System) -> None:
+    put(system, "SU", "first")
+    changes = system.client.subscribe(
+        "SELECT name FROM airlines WHERE carrier = 'SU'", every_ms=100, at_least=put(system, "SU", "second")
+    )
+    assert next(changes).answer.rows == [("second",)]
+    put(system, "SX", "of no interest")
+    put(system, "SU", "third")
+    change = next(changes)
+    assert (change.answer.rows, change.added, change.removed) == ([("third",)], [("third",)], [("second",)])
+    changes.close()
+
+
+@pytest.mark.invariant(9, place="input")
+def test_a_subscription_that_nobody_renews_ends_with_a_refusal_that_says_so(
+    system: System, new_topic: NewTopicMaker
+) -> None:
+    replies = new_topic("replies")
+    request = {"id": "s", "sql": "SELECT 1", "reply_to": replies, "subscribe": True, "lease_ms": 300}
+    system.publish(system.settings.query_topic, json.dumps(request), partition=0)
+    text = kcat("-C", "-b", system.settings.kafka, "-t", replies, "-o", "beginning", "-c", "2", "-q")
+    first, end = map(json.loads, text.splitlines())
+    assert (first["kind"], first["sequence"], first["rows"]) == ("full", 0, [[1]])
+    assert (end["status"], end["code"]) == ("refused", "lease_expired")
