@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -222,13 +224,17 @@ def _faust(kafka: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "loadtest.peers.faust_ask", "--kafka", kafka]
     command += ["--folder", str(options.data_dir.resolve() / "faust"), "--samples", str(options.samples)]
     command += ["--in-flight", str(options.clients)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_FAUST_SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"it did not end within {_FAUST_SECONDS_MAX} s"}
-    if done.returncode:
-        return {"failed": done.stderr[-500:]}
-    measured: dict[str, Any] = orjson.loads(done.stdout.splitlines()[-1])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as asking:
+        try:
+            said, complaint = asking.communicate(timeout=_FAUST_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            os.killpg(asking.pid, signal.SIGKILL)  # and with it the process that it asks
+            return {"failed": f"it did not end within {_FAUST_SECONDS_MAX} s"}
+    if asking.returncode:
+        return {"failed": complaint[-500:]}
+    measured: dict[str, Any] = orjson.loads(said.splitlines()[-1])
     return measured
 
 

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import subprocess
 import sys
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import faust
 import orjson
 
 from loadtest.latencies import percentiles
+from loadtest.preload import create_topics
 
 ROWS = 10_000
 _WARM_UP = 20
+_REQUESTS = "faust-ask-requests"
+_PARTITIONS = 8
 
 
 def ask_app(kafka: str, folder: Path, name: str) -> tuple[faust.App, Any]:
@@ -35,14 +39,14 @@ def ask_app(kafka: str, folder: Path, name: str) -> tuple[faust.App, Any]:
         datadir=str(folder / name),
         web_enabled=False,
         topic_disable_leader=True,
-        topic_partitions=8,
+        topic_partitions=_PARTITIONS,
         reply_create_topic=True,
         reply_to=f"faust-ask-{name}",
         producer_linger=0,
     )
     rows = {str(number): {"id": number, "amount": number * 7} for number in range(ROWS)}
 
-    @app.agent(app.topic("faust-ask-requests", partitions=8))  # type: ignore[untyped-decorator]
+    @app.agent(app.topic(_REQUESTS, partitions=_PARTITIONS))  # type: ignore[untyped-decorator]
     async def lookup(keys: Any) -> Any:
         async for key in keys:
             yield rows[key]
@@ -62,14 +66,15 @@ def main() -> int:
     if options.serve:
         asyncio.run(_serve(options))
         return 0
+    # Before the server subscribes: Faust would not notice for minutes that its topic has come into being.
+    create_topics(options.kafka, {_REQUESTS: _PARTITIONS})
     command = [sys.executable, "-m", "loadtest.peers.faust_ask", "--kafka", options.kafka]
     server = subprocess.Popen([*command, "--folder", str(options.folder), "--serve"])
     try:
-        print(orjson.dumps(asyncio.run(_ask(options))).decode())
+        asyncio.run(_ask(options, server))
     finally:
         server.kill()
         server.wait()
-    return 0
 
 
 async def _serve(options: argparse.Namespace) -> None:
@@ -78,7 +83,7 @@ async def _serve(options: argparse.Namespace) -> None:
     await asyncio.Event().wait()
 
 
-async def _ask(options: argparse.Namespace) -> dict[str, Any]:
+async def _ask(options: argparse.Namespace, server: subprocess.Popen[bytes]) -> NoReturn:
     app, lookup = ask_app(options.kafka, options.folder, "client")
     await app.start_client()
     numbers = count()
@@ -95,8 +100,10 @@ async def _ask(options: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     await asyncio.gather(*(ask() for _ in range(options.in_flight)))
     seconds = time.perf_counter() - started
-    await app.stop()
-    return {"lookup_ms": percentiles(taken), "lookups_per_second": round(options.in_flight / seconds)}
+    result = {"lookup_ms": percentiles(taken), "lookups_per_second": round(options.in_flight / seconds)}
+    print(orjson.dumps(result).decode(), flush=True)
+    server.kill()
+    os._exit(0)  # a client of Faust does not always come to its end by itself
 
 
 if __name__ == "__main__":
