@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from schemas.arrow_schema import deletes_schema, rows_schema
 from schemas.table import Column, ExtraFields, ScalarKind, ScalarType, TableDefinition
@@ -89,14 +88,15 @@ def decode_records(
 
 def metadata_arrays(batch: RecordBatch, indices: Sequence[int] | None) -> list[pa.Array]:
     """The metadata columns of the records at `indices`, or of all records; none of them may be `has_odd_timestamp`."""
-    offsets, timestamps_ms = pa.array(batch.offsets, pa.int64()), pa.array(batch.timestamps_ms, pa.int64())
+    offsets = pa.array(batch.offsets, pa.int64())
+    timestamps = pa.array(batch.timestamps_ms, pa.timestamp("ms", "UTC"))
     if indices is not None:
         taken = pa.array(indices, pa.int64())
-        offsets, timestamps_ms = offsets.take(taken), timestamps_ms.take(taken)
+        offsets, timestamps = offsets.take(taken), timestamps.take(taken)
     return [
         pa.repeat(pa.scalar(batch.partition, pa.int32()), len(offsets)),
         offsets,
-        pc.multiply_checked(timestamps_ms, 1000).cast(pa.timestamp("us", "UTC")),
+        timestamps.cast(pa.timestamp("us", "UTC")),
     ]
 
 
@@ -107,6 +107,8 @@ def has_odd_timestamp(timestamp_ms: int) -> bool:
 
 def to_table(schema: pa.Schema, decoded: Mapping[int, tuple[Any, ...]], batch: RecordBatch) -> pa.Table:
     """Typed values as a table of `schema`, ascending by index."""
+    if not decoded:
+        return schema.empty_table()
     indices = sorted(decoded)
     metadata = metadata_arrays(batch, indices)
     declared = len(schema) - len(metadata)

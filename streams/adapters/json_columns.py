@@ -10,13 +10,13 @@ every type is defined in exact_values.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,9 +36,13 @@ _UUID = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 _ZONE = re.compile(r"(?:Z|T.*[+-][0-9:]+)$")
 #: Legal between JSON tokens and illegal inside strings, just like the line ends that it stands in for.
 _LINE_ENDS_TO_TAB = bytes.maketrans(b"\r\n", b"\t\t")
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
+_TOO_MANY_DIGITS = b"0" * (DECIMAL_PRECISION_MAX + 1)
+_PARSE_OPTIONS_CACHED = 16
+_DAY_MICROS = 86_400_000_000
 #: Looked at to see whether a column's times are written as text or as numbers.
 _PEEKED_RECORDS = 4
-_NEWLINE, _OPEN, _CLOSE, _OPEN_LIST = b"\n{}["
+_NEWLINE, _OPEN, _OPEN_LIST = b"\n{["
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class ColumnReader:
         self.can_read = all(_readable(column.type) for column in table.columns)
         self._has_decimals = any(_kind(column.type) is ScalarKind.DECIMAL for column in table.columns)
         self._temporal = tuple(c.name for c in table.columns if _kind(c.type) in _TEMPORAL)
+        self._parse_options = lru_cache(_PARSE_OPTIONS_CACHED)(self._options_for)
 
     def read(self, text: bytes, values: Sequence[bytes]) -> ReadColumns:
         """Reads one JSON object from each line of `text`, which is `plain_text(values)`, or `lines(values)` of values
@@ -67,26 +72,20 @@ class ColumnReader:
 
         Raises pa.ArrowInvalid when at least one is not in the exact form; its message may name the row.
         """
-        if self._has_decimals and longest_digits(text) > DECIMAL_PRECISION_MAX:
+        if self._has_decimals and _TOO_MANY_DIGITS in text.translate(_DIGITS_TO_ZERO):
             raise pa.ArrowInvalid("a number has more digits than Arrow's decimals can be scaled by without wrapping")
         samples = self._samples(values)
-        schema = pa.schema(
-            [
-                (column.name, self._read_type(column, samples))
-                for column in self._columns
-                if column.name not in self.json_columns
-            ]
-        )
         read = pj.read_json(
             pa.BufferReader(text),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
-            parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+            parse_options=self._parse_options(frozenset(n for n, value in samples.items() if isinstance(value, int))),
         )
         if len(read) != len(values):
             raise pa.ArrowInvalid(f"{len(values)} records hold {len(read)} objects")
+        (whole,) = read.combine_chunks().to_batches()
         doubtful: set[int] = set()
         columns = [
-            _finish(column, read[column.name].combine_chunks(), samples.get(column.name), doubtful)
+            _finish(column, whole[column.name], samples.get(column.name), doubtful)
             if column.name not in self.json_columns
             else pa.nulls(len(values), pa.string())
             for column in self._columns
@@ -98,6 +97,8 @@ class ColumnReader:
         samples: dict[str, object] = {}
         if self._temporal:
             for value in values[:_PEEKED_RECORDS]:
+                if len(samples) == len(self._temporal):
+                    break
                 try:
                     document = orjson.loads(value)
                 except orjson.JSONDecodeError:
@@ -107,10 +108,16 @@ class ColumnReader:
                         samples[name] = document[name]
         return samples
 
-    def _read_type(self, column: Column, samples: dict[str, object]) -> pa.DataType:
+    def _options_for(self, as_numbers: frozenset[str]) -> pj.ParseOptions:
+        """Given the columns whose times are written as numbers."""
+        columns = (column for column in self._columns if column.name not in self.json_columns)
+        schema = pa.schema([(column.name, self._read_type(column, as_numbers)) for column in columns])
+        return pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+
+    def _read_type(self, column: Column, as_numbers: Collection[str]) -> pa.DataType:
         kind = _kind(column.type)
         if kind in _TEMPORAL:
-            return pa.int64() if isinstance(samples.get(column.name), int) else pa.string()
+            return pa.int64() if column.name in as_numbers else pa.string()
         if kind is ScalarKind.DECIMAL:
             # Twice as wide as any column, so that a number is read as it was written, and refused if it cannot be.
             return pa.decimal256(2 * DECIMAL_PRECISION_MAX, arrow_type(column.type).scale)
@@ -136,32 +143,21 @@ def plain_text(values: Sequence[bytes | None]) -> bytes | None:
         text = b"\n".join(values)  # type: ignore[arg-type]
     except TypeError:  # a tombstone
         return None
-    byte = np.frombuffer(text, np.uint8)
-    ends = np.flatnonzero(byte == _NEWLINE)
-    if not text or len(ends) != len(values) - 1 or b"\r" in text:
+    seams = len(values) - 1
+    if text.count(b"}\n{") != seams or count_byte(text, b"\n") != seams or b"\r" in text:
         return None
-    if byte[0] != _OPEN or byte[-1] != _CLOSE or (byte[ends + 1] != _OPEN).any() or (byte[ends - 1] != _CLOSE).any():
+    if not (text.startswith(b"{") and text.endswith(b"}")):
         return None
     if len(text) > RECORD_BYTES_MAX and max(map(len, values)) > RECORD_BYTES_MAX:  # type: ignore[arg-type]
         return None
     if may_nest_too_deep(text, records=len(values)):
-        brackets = np.add.reduceat((byte == _OPEN) | (byte == _OPEN_LIST), np.append(0, ends), dtype=np.int32)
-        if brackets.max() > JSON_DEPTH_MAX:
+        byte = np.frombuffer(text, np.uint8)
+        starts = np.append(0, np.flatnonzero(byte == _NEWLINE))
+        if np.add.reduceat((byte == _OPEN) | (byte == _OPEN_LIST), starts, dtype=np.int32).max() > JSON_DEPTH_MAX:
             return None
-    if _holds(byte, text, b"NaN") or _holds(byte, text, b"Inf"):
+    if b"NaN" in text or b"Inf" in text:
         return None
     return text if text.isascii() or is_utf8(text) else None
-
-
-def longest_digits(text: bytes) -> int:
-    """The length of the longest run of decimal digits."""
-    others = np.flatnonzero(np.frombuffer(text, np.uint8) - np.uint8(48) > 9)
-    return int(np.diff(others, prepend=-1, append=len(text)).max()) - 1
-
-
-def _holds(byte: npt.NDArray[np.uint8], text: bytes, word: bytes) -> bool:
-    """`word in text`, faster where its first letter is rare."""
-    return any(text.startswith(word, start) for start in np.flatnonzero(byte == word[0]).tolist())
 
 
 def is_utf8(text: bytes) -> bool:
@@ -228,6 +224,8 @@ def _distrust(mask: pa.BooleanArray, doubtful: set[int]) -> None:
 
 def _narrowed(target: pa.Decimal128Type, read: pa.Array, doubtful: set[int]) -> pa.Array:
     """Decimals in the column's own precision; those that do not fit become null and doubtful."""
+    with suppress(pa.ArrowInvalid):
+        return read.cast(target)
     limit = pa.scalar(10 ** (target.precision - target.scale), read.type)
     wide = pc.greater_equal(pc.abs(read), limit)
     _distrust(wide, doubtful)
@@ -241,16 +239,17 @@ def _cast_temporal(target: pa.DataType, read: pa.Array, sample: object) -> pa.Ar
             raise pa.ArrowInvalid("a date is not a number")
         cast = read.cast(pa.timestamp("ms")).cast(pa.timestamp("us"))
     elif pa.types.is_date(target):
-        return _within(read.cast(target), pa.int32(), DAYS_MIN, DAYS_MAX).cast(target)
+        return _within(read.cast(target), pa.int32(), DAYS_MIN, DAYS_MAX).view(target)
     else:
         zoned = target.tz is not None or (isinstance(sample, str) and _ZONE.search(sample) is not None)
         cast = read.cast(pa.timestamp("us", "UTC" if zoned else None))
-    return _within(cast, pa.int64(), MICROS_MIN, MICROS_MAX).cast(target)
+    # The first day of year 1 may have been written as one of year 0, which is none: looked at value by value.
+    return _within(cast, pa.int64(), MICROS_MIN + _DAY_MICROS, MICROS_MAX).view(target)
 
 
 def _within(times: pa.Array, storage: pa.DataType, least: int, greatest: int) -> pa.Array:
     """The times in `storage`, their numeric form. Raises pa.ArrowInvalid for one out of bounds."""
-    numbers = times.cast(storage)
+    numbers = times.view(storage)
     bounds = pc.min_max(numbers).as_py()
     if bounds["min"] is not None and not least <= bounds["min"] <= bounds["max"] <= greatest:
         raise pa.ArrowInvalid("a year outside 1 to 9999")

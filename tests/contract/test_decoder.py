@@ -116,6 +116,8 @@ NOON = datetime(2024, 1, 31, 12, tzinfo=UTC)
         ("TIMESTAMPTZ", '"2024-01-31T12:00:00.1234567Z"', RANGE),
         ("TIMESTAMPTZ", '"2024-01-31T12:00:00.123000000Z"', NOON.replace(microsecond=123000)),
         ("TIMESTAMPTZ", '"2024-02-30T12:00:00Z"', WRONG),
+        ("TIMESTAMPTZ", '"0001-01-01T00:00:00Z"', datetime(1, 1, 1, tzinfo=UTC)),
+        ("TIMESTAMPTZ", '"0000-12-31T12:00:00-23:59"', WRONG),
         ("TIMESTAMPTZ", '"yesterday"', WRONG),
         ("TIMESTAMPTZ", "99999999999999999", RANGE),
         ("TIMESTAMP", '"2024-01-31T14:00:00+02:00"', NOON.replace(tzinfo=None)),
