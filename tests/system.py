@@ -41,6 +41,24 @@ class Done:
     stderr: str
 
 
+def pintail(stack: LocalStack, *arguments: str) -> Done:
+    """Runs a command of the command line in this process, with the settings of the stack's workers."""
+    settings = {**stack.settings_environment(), **stack.options.worker_environment}
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(os.environ, settings),
+        mock.patch.object(sys, "argv", ["pintail", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+            status = 0
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+    return Done(status, out.getvalue(), err.getvalue())
+
+
 class System:
     """One deployment: its workers, a producer and a client."""
 
@@ -89,20 +107,7 @@ class System:
 
     def pintail(self, *arguments: str) -> Done:
         """Runs a command of the command line in this process, with this deployment's settings."""
-        settings = {**self.stack.settings_environment(), **self.stack.options.worker_environment}
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            mock.patch.dict(os.environ, settings),
-            mock.patch.object(sys, "argv", ["pintail", *arguments]),
-            redirect_stdout(out),
-            redirect_stderr(err),
-        ):
-            try:
-                main()
-                status = 0
-            except SystemExit as exit_:
-                status = int(exit_.code or 0)
-        return Done(status, out.getvalue(), err.getvalue())
+        return pintail(self.stack, *arguments)
 
     def partitions_of(self, worker: str) -> dict[str, Any]:
         """What the worker reports of its partitions; empty while it does not answer."""

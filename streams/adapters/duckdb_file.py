@@ -19,8 +19,8 @@ import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,10 @@ BLOCK_BYTES = SNAPSHOT_BLOCK_BYTES
 _CHECKSUM_SEED = np.uint64(5381)
 _CHECKSUM_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 _READ_BLOCKS = 16
+#: Of metadata in a block: as many parts of what its checksum leaves, in whole words.
+_PIECES = 64
+_PIECE_BYTES = (BLOCK_BYTES - 8) // _PIECES // 8 * 8
+_NO_POINTER = (1 << 64) - 1
 _LIST_MAGIC = b"PTLB"
 _LIST_HASH_BYTES = 16
 _RESTORE_HINT = "remove the partition's file and recover it from a snapshot, from ClickHouse or from the log"
@@ -123,7 +127,7 @@ def unsound_blocks(fd: int, name: str) -> frozenset[int]:
     for position in range(0, HEADERS_BYTES, HEADER_BYTES):
         if not _sound(np.frombuffer(headers, np.uint64, HEADER_BYTES // 8, position).reshape(1, -1))[0]:
             raise damaged(name, f"the header at byte {position} is damaged")
-    _, block_count, _ = _newest_header(headers)
+    block_count = _newest_header(headers).block_count
     present = min(block_count, (os.fstat(fd).st_size - HEADERS_BYTES) // BLOCK_BYTES)
     unsound = set(range(present, block_count))
     buffer = bytearray(_READ_BLOCKS * BLOCK_BYTES)
@@ -136,10 +140,30 @@ def unsound_blocks(fd: int, name: str) -> frozenset[int]:
     return frozenset(unsound)
 
 
-def write_block_list(fd: int, path: Path, used: Collection[int]) -> None:
+def checkpointed_blocks(fd: int) -> frozenset[int]:
+    """The ids of the blocks that the newest checkpoint uses: all but those that it lists as free. It lists them in its
+    metadata, 64 pieces to a block, each of which begins with a pointer to the next: (piece << 56 | block).
+
+    Reads the file alone, which says the same until the next checkpoint. DuckDB's own functions would count blocks that
+    transactions have filled since, and that a crash gives back to be filled with something else."""
+    header = _newest_header(os.pread(fd, HEADERS_BYTES, 0))
+    content, pointer = bytearray(), header.free_list
+    for _ in range(header.block_count * _PIECES):  # a damaged pointer may lead in a circle
+        if pointer == _NO_POINTER:
+            break
+        block, piece = pointer & (1 << 56) - 1, pointer >> 56
+        position = HEADERS_BYTES + block * BLOCK_BYTES + 8 + piece * _PIECE_BYTES
+        words = os.pread(fd, _PIECE_BYTES, position)
+        pointer = int.from_bytes(words[:8], "little")
+        content += words[8:]
+    count, *free = np.frombuffer(content, np.uint64).tolist() or [0]
+    return frozenset(range(header.block_count)) - frozenset(free[:count])
+
+
+def write_block_list(fd: int, path: Path) -> None:
     """After a checkpoint: notes where the blocks in use are. One that cannot be written is done without."""
-    *_, header_checksum = _newest_header(os.pread(fd, HEADERS_BYTES, 0))
-    blocks = np.array(sorted(used), np.uint64)
+    header_checksum = _newest_header(os.pread(fd, HEADERS_BYTES, 0)).checksum
+    blocks = np.array(sorted(checkpointed_blocks(fd)), np.uint64)
     words = [os.pread(fd, 8, HEADERS_BYTES + int(block) * BLOCK_BYTES) for block in blocks]
     pairs = np.column_stack([blocks, np.frombuffer(b"".join(words), np.uint64)])
     content = _LIST_MAGIC + header_checksum.to_bytes(8, "little") + pairs.tobytes()
@@ -158,7 +182,7 @@ def misplaced_blocks(fd: int, path: Path) -> frozenset[int]:
     except FileNotFoundError:
         return frozenset()
     content, written_hash = content[:-_LIST_HASH_BYTES], content[-_LIST_HASH_BYTES:]
-    *_, header_checksum = _newest_header(os.pread(fd, HEADERS_BYTES, 0))
+    header_checksum = _newest_header(os.pread(fd, HEADERS_BYTES, 0)).checksum
     prefix = _LIST_MAGIC + header_checksum.to_bytes(8, "little")
     if _list_hash(content) != written_hash or not content.startswith(prefix):
         return frozenset()
@@ -176,10 +200,20 @@ def damaged(name: str, cause: str) -> StoreCorruptError:
     return StoreCorruptError(f"{name}: {cause}", hint=_RESTORE_HINT)
 
 
-def _newest_header(headers: bytes) -> tuple[int, int, int]:
-    """(iteration, block count, checksum) of the database header that counts: its words 1, 4 and 0."""
-    found = (np.frombuffer(headers, np.uint64, HEADER_BYTES // 8, n * HEADER_BYTES).tolist() for n in (1, 2))
-    return max((words[1], words[4], words[0]) for words in found)
+class _DatabaseHeader(NamedTuple):
+    """The words that a database header begins with."""
+
+    checksum: int
+    iteration: int
+    metadata: int
+    free_list: int
+    block_count: int
+
+
+def _newest_header(headers: bytes) -> _DatabaseHeader:
+    """The database header that counts."""
+    found = (np.frombuffer(headers, np.uint64, 5, n * HEADER_BYTES).tolist() for n in (1, 2))
+    return max((_DatabaseHeader(*words) for words in found), key=lambda header: header.iteration)
 
 
 def _list_hash(content: bytes) -> bytes:

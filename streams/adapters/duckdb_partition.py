@@ -104,7 +104,7 @@ class PartitionStore:
         self._commits = commits
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else fd
         self._writing = threading.Lock()
-        self._checkpointing = threading.Lock()  # taken before _writing
+        self._checkpointing = threading.Lock()  # taken before _writing; until it is given up nobody checkpoints
         self._released = False
         self._is_fenced = False  # may be set at any moment
         self._sources: dict[str, _ArrowSource] = {}
@@ -236,9 +236,11 @@ class PartitionStore:
 
     def checkpoint(self) -> None:
         """Folds the write-ahead log into the file. Waits while the file is frozen. Raises StoreError."""
-        with self._checkpointing, self._writing:
-            self._check_held()
-            self._checkpoint()
+        with self._checkpointing:
+            with self._writing:
+                self._check_held()
+                self._checkpoint()
+            write_block_list(self._fd, self.path)
 
     def checkpoint_unless_frozen(self) -> bool:
         """The same, but while the file is frozen it returns False at once: the log grows until a later call."""
@@ -248,6 +250,7 @@ class PartitionStore:
             with self._writing:
                 self._check_held()
                 self._checkpoint()
+            write_block_list(self._fd, self.path)
         finally:
             self._checkpointing.release()
         return True
@@ -268,6 +271,7 @@ class PartitionStore:
                     next_offsets=self.next_offsets(),
                     schema_versions={table.name: table.schema_version for table in self._catalog.tables},
                 )
+            write_block_list(self._fd, self.path)
             if content_hash is not None:
                 file = replace(file, content_hash=content_hash())
                 reading.close()
@@ -380,10 +384,8 @@ class PartitionStore:
     def _checkpoint(self) -> None:
         try:
             self._connection.execute(f"CHECKPOINT {self.database}")
-            used = used_blocks(self._connection, self.database)
         except duckdb.Error as error:
             raise StoreError(f"partition {self.partition}: checkpoint failed: {error}", hint="retry later") from error
-        write_block_list(self._fd, self.path, used)
 
     def _pending(
         self, batches: Sequence[DecodedBatch]
@@ -535,7 +537,8 @@ _pointer_of.argtypes, _pointer_of.restype = (ctypes.py_object, ctypes.c_char_p),
 
 
 def used_blocks(connection: duckdb.DuckDBPyConnection, database: str) -> frozenset[int]:
-    """The ids of the blocks that hold the tables of an attached file, and their description."""
+    """The ids of the blocks that hold the tables of an attached file, and their description; also those that
+    transactions have filled since the last checkpoint."""
     tables = connection.execute(
         "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = ?", [database]
     ).fetchall()

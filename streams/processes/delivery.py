@@ -183,6 +183,8 @@ class PartitionDelivery:
         resume = delivered_to(intent, stored_to)
         if intent is not None and resume == intent.lo < intent.hi:
             self._buffer.replay = intent
+        # A predecessor may have ended between its last insert and the record that nothing is under way.
+        self._is_settled = resume is None or (intent is not None and resume == intent.lo)
         self.next_offset = self._buffered_to = resume
         logger.info("%s: goes on at %s, replays %s", self, resume, self._buffer.replay)
         self.state = DeliveryState.RUNNING

@@ -14,11 +14,15 @@ from random import Random
 from typing import Any
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from schemas.catalog import Catalog
 from schemas.table import Column, Migration, TableDefinition
-from streams.adapters.duckdb_partition import LedgerEntry
+from streams.adapters import duckdb_partition
+from streams.adapters.duckdb_file import write_block_list
+from streams.adapters.duckdb_partition import LedgerEntry, used_blocks
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.errors import LogGapError, StaleEpochError, StoreCorruptError, StoreError, StoreLockedError
 from streams.limits import SNAPSHOT_BLOCK_BYTES
@@ -511,6 +515,65 @@ def test_a_list_of_blocks_that_does_not_belong_to_the_file_says_nothing(store: D
             listed.write_bytes(listed.read_bytes()[:-9])
         case _:
             listed.unlink()
+    assert store.open_partition(0).content_hash() == expected
+
+
+def large(first: int) -> DecodedBatch:
+    """More rows than DuckDB keeps for the log: it writes them into free blocks before they are committed."""
+    one = decoded(EVENTS, [{"what": "x"}], first=first)
+    count = 150_000
+    columns = {name: pa.repeat(one.rows[name][0], count) for name in one.rows.column_names}
+    columns["_offset"] = pa.array(range(first, first + count))
+    columns["what"] = pa.array(f"{first} {number} {number * 7919 % 1000}" for number in range(count))
+    source = replace(one.source, next_offset=first + count)
+    return replace(one, source=source, rows=pa.table(columns).cast(one.rows.schema))
+
+
+def listed_blocks(partition: PartitionStore) -> list[int]:
+    """The ids in the list beside the partition's file."""
+    content = partition.path.with_name("0.duckdb.blocks").read_bytes()
+    return [int(block) for block in np.frombuffer(content[12:-16], np.uint64)[::2]]
+
+
+def test_the_list_names_the_blocks_that_a_checkpoint_uses_and_no_other(store: DuckDBStore) -> None:
+    partition = store.open_partition(0)
+    random = Random(1)
+    for first in range(0, 6_000, 1_000):
+        values = [{"id": random.randrange(900), "carrier": random.randbytes(40).hex()} for _ in range(1_000)]
+        partition.apply([flights(first, *values)])
+        partition.checkpoint()
+        assert listed_blocks(partition) == sorted(used_blocks(partition._connection, partition.database))
+    assert any(set(range(max(listed_blocks(partition)))) - set(listed_blocks(partition))), "none was free: proves less"
+
+
+def test_a_list_is_right_while_the_writer_commits_meanwhile_also_if_that_is_lost_in_a_crash(
+    store: DuckDBStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the writer puts into free blocks while the list is made must not be in it: after a power loss, something
+    else is put there before the next checkpoint."""
+    partition = filled(store)
+    partition.apply([large(0)])
+    in_use = list[int]()
+
+    def commit_first(fd: int, path: Path) -> None:
+        in_use.extend(sorted(used_blocks(partition._connection, partition.database)))
+        partition.apply([large(150_000)])
+        write_block_list(fd, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(duckdb_partition, "write_block_list", commit_first)
+        partition.checkpoint()
+    assert listed_blocks(partition) == in_use
+    filled_since = used_blocks(partition._connection, partition.database) - set(in_use)
+    assert filled_since, "the writer filled no block: the test proves nothing"
+    store.close_partition(0)
+    partition.path.with_name("0.duckdb.wal").unlink()  # a power loss: nothing of it had reached the disk
+    partition = store.open_partition(0)
+    assert partition.next_offsets()[EVENTS.topic] == 150_000
+    partition.apply([large(150_000), large(300_000)])
+    assert filled_since & used_blocks(partition._connection, partition.database)
+    expected = partition.content_hash()
+    store.close_partition(0)
     assert store.open_partition(0).content_hash() == expected
 
 

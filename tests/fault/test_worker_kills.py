@@ -1,9 +1,9 @@
 """kill -9 at random moments while a producer writes: nothing is lost, nothing is doubled, nothing is only logged.
 
 One run: twenty kills of the store worker (every fifth takes its disk as well) and twenty of the sink worker, in any
-state they happen to be in. Afterwards the stores, the dead letters and ClickHouse must equal an oracle that is built
-straight from the topics (invariants 1, 2, 6, 7). The seed is in the test's name; PINTAIL_KILLS and PINTAIL_SEED widen
-the run.
+state they happen to be in; now and then, and in the end, `pintail audit` proves what came back. Afterwards the stores,
+the dead letters and ClickHouse must equal an oracle that is built straight from the topics (invariants 1, 2, 6, 7). The
+seed is in the test's name; PINTAIL_KILLS, PINTAIL_AUDIT_EVERY and PINTAIL_SEED widen the run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,12 @@ from confluent_kafka import Producer
 from streams.localstack import processes
 from streams.localstack.stack import LocalStack, StackOptions
 from tests.oracle import Expected, expected_from_log, records_of, write_events, write_tables
+from tests.system import pintail
 from tests.waiting import wait_for, worker_report
 
 KILLS = int(os.environ.get("PINTAIL_KILLS", "20"))
+#: An audit waits until both workers are back, some 10 s; PINTAIL_AUDIT_EVERY=1 has one after each kill.
+AUDIT_EVERY = int(os.environ.get("PINTAIL_AUDIT_EVERY", "10"))
 SEED = int(os.environ.get("PINTAIL_SEED", "1"))
 STORE, SINK = "store-0", "sink-0"
 EVENTS_PER_SECOND_MAX = 1000
@@ -58,15 +62,27 @@ class Publisher(threading.Thread):
         self._producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "linger.ms": 5})
         self._events = write_events(random)
         self._enough = threading.Event()
+        self._may_write = threading.Event()
+        self._may_write.set()
 
     def run(self) -> None:
         while not self._enough.wait(0.05):
+            self._may_write.wait()
             for _ in range(EVENTS_PER_SECOND_MAX // 20):
                 topic, key, value = next(self._events)
                 self._producer.produce(topic, key=key, value=value)
                 self.published += 1
             self._producer.poll(0)
         assert self._producer.flush(60) == 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Writes nothing new meanwhile."""
+        self._may_write.clear()
+        try:
+            yield
+        finally:
+            self._may_write.set()
 
     def finish(self) -> None:
         """Stops; returns when every event is in the log."""
@@ -92,11 +108,15 @@ def aftermath(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             passed = {STORE: 0, SINK: 0}
             for number in range(KILLS):
                 kill_somewhere(stack, random, passed, lose_disk=number % 5 == 4)
+                if number % AUDIT_EVERY == AUDIT_EVERY - 1 and number + 1 < KILLS:
+                    with publisher.paused():
+                        prove(stack)
             publisher.finish()
             expected = expected_from_log(stack.addresses["kafka"])
             assert expected.records == publisher.published
             wait_for(lambda: has_applied(stack, expected), "the store catches up", seconds=180)
             wait_for(lambda: has_delivered(stack, expected), "the sink catches up", seconds=180)
+            prove(stack)
             stack.stop_process(STORE)
             yield collect(stack, expected)
 
@@ -117,6 +137,12 @@ def kill_somewhere(stack: LocalStack, random: Random, passed: dict[str, int], *,
             stack.stop_process(STORE)
             shutil.rmtree(stack.data_dir / "stores" / STORE, ignore_errors=True)
             stack.process(STORE).start()
+
+
+def prove(stack: LocalStack) -> None:
+    """`pintail audit` on the workers that came back: in = state = sink, to the last record."""
+    audited = pintail(stack, "audit", "--sink", "--deadline-seconds", "60")
+    assert audited.returncode == 0, audited.stdout + audited.stderr
 
 
 def port_of(stack: LocalStack, name: str) -> int:

@@ -236,6 +236,20 @@ async def test_an_idle_partition_records_that_nothing_is_under_way(setting: Sett
     assert await setting.assign().start() == end
 
 
+@pytest.mark.parametrize("intent", [OffsetRange(50, 60), None])
+async def test_an_owner_whose_predecessor_ended_before_it_recorded_so_does_it_although_nothing_arrives(
+    setting: Setting, intent: OffsetRange | None
+) -> None:
+    """Else the group showed a lag for ever, and no audit could prove what was delivered last."""
+    setting.sink.offsets.append(59)
+    if intent is not None:
+        setting.intents.newest[TP] = intent
+    owner = setting.assign()
+    assert await owner.start() == 60
+    await until(lambda: setting.intents.newest.get(TP) == OffsetRange(60, 60))
+    await owner.stop()
+
+
 async def test_records_that_are_all_parked_move_the_position_on_without_an_insert(setting: Setting) -> None:
     setting.log = PartitionLog(TP)
     for _ in range(10):
