@@ -133,6 +133,7 @@ def store_app(settings: Settings) -> PintailApp:
         snapshot_schedule=SnapshotSchedule(
             interval_seconds=settings.snapshot_interval_seconds, after_bytes=settings.snapshot_after_bytes
         ),
+        committed_record=lambda topic_partition: app.log_reader.committed_record(topic_partition),
         confirmed=partial(membership.confirmed, settings.session_timeout_seconds),
         drill=partial(drill_newest, repository, codec, catalog, settings.data_dir / "drills"),
     )
@@ -158,7 +159,7 @@ def store_app(settings: Settings) -> PintailApp:
     standby_parts = replace(
         parts,
         recovery=Recovery(store, repository, codec, rebuilding=rebuilding, claims_epochs=False),
-        dead_letters=OwnersLetters(app.log_reader.committed_record),
+        dead_letters=OwnersLetters(parts.committed_record),
     )
     standbys = Standbys(standby_parts, standby_log, on_all_warm=app.log_reader.join_again)
     owner = app.owner = StoreOwner(host, standbys, requests, settings.query_topic, membership)

@@ -42,7 +42,7 @@ from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
 from streams.processes.drill import DrillReport
 from streams.processes.ingestion import PartitionIngestion, ingestion_threads, nobody_to_ask
-from streams.processes.log_gaps import check_position, closes_gap, log_gap
+from streams.processes.log_gaps import check_position, check_unknown, closes_gap, log_gap
 from streams.processes.log_reading import LogReading
 from streams.processes.progress import RecoveryProgress
 from streams.processes.recovery import Recovered, Recovery, Rung
@@ -62,6 +62,16 @@ class PartitionState(StrEnum):
     FAILED = "failed"
 
 
+#: Gives the position that a partition's owner committed, up to which it has applied or parked everything, with
+#: metadata; None if there never was one.
+CommittedRecord = Callable[[TopicPartition], Awaitable[tuple[int, str] | None]]
+
+
+async def none_committed(topic_partition: TopicPartition) -> None:
+    """For a partition that no group assigns."""
+    del topic_partition
+
+
 @dataclass(frozen=True)
 class HostingParts:
     """What every hosted partition works with."""
@@ -79,6 +89,7 @@ class HostingParts:
     threads: Executor = field(default_factory=ingestion_threads)
     #: Returns while the worker is sure to be a member of its group, and waits while it is not.
     confirmed: Callable[[], Awaitable[None]] = nobody_to_ask
+    committed_record: CommittedRecord = none_committed
 
     def topic_partitions(self, partition: int) -> list[TopicPartition]:
         """The partition of every table topic that has it."""
@@ -338,7 +349,9 @@ class HostedPartition:
         recovered = await self._recover(marks)
         # Anew: what was recovered may be newer than these, and a store ahead of the log counts as a gap.
         marks = await self._log.watermarks(self.topic_partitions)
-        recovered, positions, self._topic_ids = await continued_by_log(self._parts, recovered, marks, self.progress)
+        recovered, positions, self._topic_ids = await continued_by_log(
+            self._parts, recovered, marks, self.progress, is_ordered=self._order is not None
+        )
         self.recovered, self.store, self.epoch = recovered, recovered.store, recovered.epoch
         for rung in Rung:
             telemetry.RECOVERY_SECONDS.remove(self.partition, rung)
@@ -594,17 +607,33 @@ class PartitionHost:
             await hosted.delete_expired(now_ms)
 
 
+#: The store may be one of before a topic was read; those of the other rungs are as whole as they can be.
+_RUNGS_OF_SOME_TIME = (Rung.WARM, Rung.LOCAL_FILE, Rung.SNAPSHOT)
+
+
 async def continued_by_log(
     parts: HostingParts,
     recovered: Recovered,
     marks: Mapping[TopicPartition, Watermarks],
     progress: RecoveryProgress | None = None,
+    *,
+    is_ordered: bool = False,
 ) -> tuple[Recovered, dict[str, int], dict[str, str]]:
-    """A store that the log continues, where to read each topic on, and the ids of these topics.
+    """A store that the log continues, where to read each topic on, and the ids of these topics. With an order the
+    operator has decided what of topics that the store does not know may be missing.
 
     A local file that the log no longer reaches back to may be older than a snapshot that it does reach, which is taken
     instead. Raises LogGapError where there is none."""
+    known, committed = recovered.store.next_offsets().keys(), dict[TopicPartition, int]()
+    if recovered.rung in _RUNGS_OF_SOME_TIME and not is_ordered:
+        for topic_partition, log in marks.items():
+            if topic_partition.topic not in known and log.low:
+                record = await parts.committed_record(topic_partition)
+                if record is not None:
+                    committed[topic_partition] = record[0]
     try:
+        for topic_partition, position in committed.items():
+            check_unknown(topic_partition, position, marks[topic_partition])
         return recovered, *await _start_positions(recovered.store, marks)
     except LogGapError as gap:
         if gap.kind is not LogGapKind.DELETED or recovered.rung not in (Rung.WARM, Rung.LOCAL_FILE):
@@ -612,7 +641,8 @@ async def continued_by_log(
         partition = recovered.store.partition
         logger.warning("partition %d: %s; looking for a newer snapshot", partition, gap.message)
         await in_thread(parts.store.close_partition, partition)
-        is_in_log = partial(closes_gap, partition=partition, log=marks)
+        applied = {*known, *(topic_partition.topic for topic_partition in committed)}
+        is_in_log = partial(closes_gap, partition=partition, log=marks, applied=applied)
         newer = await parts.recovery.recover_beyond(partition, is_in_log, progress)
         if newer is None:
             raise

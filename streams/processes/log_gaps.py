@@ -5,12 +5,17 @@
     backwards   the log ends below the position: the broker lost records that were applied (an unclean election, a
                 broker restored from a backup)
 A position at the end of a log that was lost and written anew past it cannot be told from a good one by its offsets; the
-topic's id tells where the topic itself was replaced. Pure functions; callers: processes/hosting.py.
+topic's id tells where the topic itself was replaced.
+
+A topic that a store knows nothing of is read from the log's start: its table is new. But where its owner's committed
+position shows that a store had applied some of it, a store without it is not the one that did, as a snapshot of before
+the table; what that one had applied below the log's start is `deleted` as well. Pure functions; callers:
+processes/hosting.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from streams.errors import LogGapError, LogGapKind
 from streams.ports import Watermarks
@@ -52,12 +57,33 @@ def check_position(topic_partition: TopicPartition, position: int | None, topic_
     return position
 
 
-def closes_gap(next_offsets: Mapping[str, int], partition: int, log: Mapping[TopicPartition, Watermarks]) -> bool:
-    """Whether a copy of the store at these positions could be replayed from the log."""
+def check_unknown(topic_partition: TopicPartition, committed: int, log: Watermarks) -> None:
+    """For a topic that the store does not know, with the position that its owner committed last. Raises LogGapError if
+    records below the log's start may be missing in the store: one that was read from there on has committed no other
+    position before it applied something."""
+    if 0 < log.low != committed:
+        raise log_gap(
+            LogGapKind.DELETED,
+            topic_partition,
+            committed,
+            f"it has nothing of what was applied below that, and the log starts at {log.low}",
+        )
+
+
+def closes_gap(
+    next_offsets: Mapping[str, int],
+    partition: int,
+    log: Mapping[TopicPartition, Watermarks],
+    applied: Collection[str] = (),
+) -> bool:
+    """Whether a copy of the store at these positions could be replayed from the log. It must know the topics of which
+    something was `applied`, unless the log has all of them."""
     return all(
         marks.low <= next_offsets[topic_partition.topic] <= marks.high
+        if topic_partition.topic in next_offsets
+        else not marks.low or topic_partition.topic not in applied
         for topic_partition, marks in log.items()
-        if topic_partition.partition == partition and topic_partition.topic in next_offsets
+        if topic_partition.partition == partition
     )
 
 

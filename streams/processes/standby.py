@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from streams import telemetry
@@ -25,7 +25,7 @@ from streams.finishing import all_ended, in_thread
 from streams.limits import WARM_LAG_RECORDS_MAX
 from streams.ports import DeadLetter, PartitionLog
 from streams.positions import TopicPartition
-from streams.processes.hosting import HostingParts, continued_by_log
+from streams.processes.hosting import CommittedRecord, HostingParts, continued_by_log
 from streams.processes.ingestion import PartitionIngestion
 from streams.processes.log_gaps import log_gap
 from streams.processes.log_reading import LogReading
@@ -38,14 +38,11 @@ OWNER_CHECK_SECONDS = 0.5
 #: Between two times that the group is asked to assign anew: each costs every partition a moment.
 ASK_SECONDS_MIN = 30.0
 
-#: Gives the position up to which the owner has applied or parked everything, with metadata; None if it never said.
-OwnersPosition = Callable[[TopicPartition], Awaitable[tuple[int, str] | None]]
-
 
 class OwnersLetters:
     """streams.ports.DeadLetters of a standby: the owner parks, and this waits until it has."""
 
-    def __init__(self, owners_position: OwnersPosition) -> None:
+    def __init__(self, owners_position: CommittedRecord) -> None:
         self._owners_position = owners_position
 
     async def park(self, letters: Sequence[DeadLetter]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from schemas.catalog import Catalog
+from schemas.table import TableDefinition
 from streams import telemetry
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.memory_snapshots import MemorySnapshotRepository
@@ -26,7 +27,8 @@ from tests.unit.test_hosting import NoLetters
 from tests.watched_log import WatchedLog, until
 
 EVENTS = table("events", number="INTEGER!")
-TP = TopicPartition(EVENTS.topic, 0)
+LATER = table("later", number="INTEGER!")
+TP, LATER_TP = TopicPartition(EVENTS.topic, 0), TopicPartition(LATER.topic, 0)
 CODEC = SnapshotCodec(bytes(range(32)), application="test")
 
 
@@ -92,8 +94,8 @@ def test_an_order_lasts_until_it_is_finished_and_a_newer_one_is_not_finished_wit
 class Worker:
     """A host over a real store and snapshots in memory. The test is Kafka, and the operator."""
 
-    def __init__(self, folder: Path) -> None:
-        catalog, self.folder = Catalog((EVENTS,)), folder
+    def __init__(self, folder: Path, tables: tuple[TableDefinition, ...] = (EVENTS,)) -> None:
+        catalog, self.folder = Catalog(tables), folder
         self.store = DuckDBStore(folder, catalog, threads=1)
         self.repository = MemorySnapshotRepository()
         self.orders = RecoveryOrders(folder)
@@ -106,6 +108,7 @@ class Worker:
             decoder=DECODER,
             dead_letters=NoLetters(),
             orders=self.orders,
+            committed_record=self.log.committed_record,
         )
         self.host = PartitionHost(parts, self.log)
 
@@ -122,6 +125,13 @@ class Worker:
         self.log.marks[TP] = self.log.marks.get(TP, Watermarks(0, 0, "a"))._replace(high=numbers[-1] + 1)
         self.host.submit(batch(EVENTS, [{"number": number} for number in numbers], first=numbers[0]))
         await self.host.wait_until_applied(0, EVENTS.topic, numbers[-1])
+
+    async def publish_later(self, *numbers: int) -> None:
+        """The same, to the table that was added later; its owner commits."""
+        self.log.marks[LATER_TP] = Watermarks(0, numbers[-1] + 1, "later")
+        self.host.submit(batch(LATER, [{"number": number} for number in numbers], first=numbers[0]))
+        await self.host.wait_until_applied(0, LATER.topic, numbers[-1])
+        self.log.committed[LATER_TP] = (numbers[-1] + 1, "")
 
     async def obey(self, source: str) -> OrderOutcome:
         """Orders a recovery; its outcome."""
@@ -215,6 +225,63 @@ async def test_a_local_file_behind_the_log_gives_way_to_a_snapshot_that_the_log_
     assert worker.hosted.recovered.rung is Rung.SNAPSHOT
     assert worker.numbers() == [0, 1, 2, 3, 4]
     assert len(worker.kept("behind")) == 1
+
+
+@pytest.fixture
+async def of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
+    """Its newest snapshot is of before anything of the second table was read, its file has both, and is closed."""
+    monkeypatch.setattr(Backoff, "next_delay_seconds", lambda _: 0.01)
+    worker = Worker(tmp_path, (EVENTS, LATER))
+    await worker.assign()
+    await worker.publish(0, 1)
+    await worker.host.take_snapshots()
+    await worker.publish_later(0, 1, 2, 3, 4)
+    await worker.host.revoke([0])
+    yield worker
+    await worker.host.revoke([0])
+    worker.store.close()
+
+
+async def test_a_snapshot_of_before_a_topic_does_not_hide_what_the_log_has_lost_of_it(of_two: Worker) -> None:
+    worker = of_two
+    worker.store.remove_partition(0)
+    worker.log.marks[LATER_TP] = Watermarks(3, 9, "later")
+    await worker.assign()
+    assert worker.hosted.state is PartitionState.FAILED
+    assert f"log gap in {LATER_TP}: the store continues at offset 5, but it has nothing" in str(worker.hosted.failure)
+    assert "the log starts at 3" in str(worker.hosted.failure)
+    worker.orders.place(RecoveryOrder(0, RecoverySource("log")))
+    await worker.host.carry_out_orders()
+    await until(lambda: worker.log.reads[-2:] == [(TP, 0), (LATER_TP, 3)])
+
+
+@pytest.mark.parametrize(
+    ("low", "committed"),
+    [
+        (0, (5, "")),  # the log has all of it
+        (3, None),  # nobody ever read it: the table is new, and the topic is not
+        (5, (5, "")),  # read from there on, and nothing has come
+    ],
+)
+async def test_a_topic_that_the_store_does_not_know_is_read_from_the_start_where_nothing_can_be_missing(
+    of_two: Worker, low: int, committed: tuple[int, str] | None
+) -> None:
+    worker = of_two
+    worker.store.remove_partition(0)
+    worker.log.marks[LATER_TP] = Watermarks(low, low, "later")
+    worker.log.committed = {} if committed is None else {LATER_TP: committed}
+    await worker.assign()
+    assert worker.hosted.state is PartitionState.SERVING
+    assert worker.log.reads[-1] == (LATER_TP, low)
+
+
+async def test_a_snapshot_of_before_a_topic_closes_no_gap_of_a_file_that_has_it(of_two: Worker) -> None:
+    worker = of_two
+    worker.log.marks[LATER_TP] = Watermarks(7, 9, "later")
+    await worker.assign()
+    assert worker.hosted.state is PartitionState.FAILED
+    assert "the store continues at offset 5" in str(worker.hosted.failure)
+    assert worker.kept("behind") == []
 
 
 async def test_a_gap_that_no_snapshot_closes_leaves_the_file_as_it_is(worker: Worker) -> None:
