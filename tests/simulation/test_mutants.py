@@ -239,6 +239,7 @@ def a_kill(simulation: Simulation) -> None:
 
 
 def a_kill_of_a_sink(simulation: Simulation) -> None:
+    simulation.clickhouse.late_ratio = 0.4
     _kill_one_of(simulation, "sink-0", "sink-1")
 
 

@@ -284,6 +284,8 @@ class ClickHouse:
 
     loop: SimulatedLoop
     is_away: bool = False
+    #: The part of the inserts that take effect later than anybody waits for.
+    late_ratio: float = 0.05
     inserted: dict[tuple[TopicPartition, OffsetRange], list[int]] = field(default_factory=dict)
 
     def offsets(self, topic_partition: TopicPartition) -> list[int]:
@@ -321,7 +323,7 @@ class FaultySink:
         if clickhouse.is_away or dice < 0.05:
             raise SinkUnavailableError("the insert was lost")
         numbers = rows["_offset"].to_pylist()
-        if dice < 0.1:
+        if dice < 0.05 + clickhouse.late_ratio:
             # It is on its way, whatever becomes of the worker.
             clickhouse.loop.call_in_world(
                 random.uniform(0.1, 20.0), lambda: clickhouse.land(topic_partition, offsets, numbers)
@@ -330,7 +332,7 @@ class FaultySink:
         this_thread().sleep(random.choice((0.001, 0.01, 2.0 if self._process.is_slow else 0.02)))
         clickhouse.land(topic_partition, offsets, numbers)
         self._process.passes(f"inserted {topic_partition}{offsets}")
-        if dice < 0.15:
+        if dice < 0.1 + clickhouse.late_ratio:
             raise SinkUnavailableError("it landed, and the reply was lost")
 
 
