@@ -23,6 +23,10 @@ from streams.ports import DeadLetter, ParkReason
 from streams.processes.answering import IncomingRequest, QueryService, Reply
 from tests.query_store import CATALOG, FLIGHTS, PARTITIONS, asks_nobody, filled_store, flight, write
 
+MANY_GROUPS = (
+    "SELECT count(DISTINCT a.id || '-' || b.id || '-' || c.id || '-' || d.id || '-' || e.id)"
+    " FROM flights a, flights b, flights c, flights d, flights e"
+)
 SLOW = "SELECT count(*) FROM " + ", ".join(f"flights f{n}" for n in range(9))
 
 
@@ -559,6 +563,31 @@ async def test_a_failure_of_the_worker_itself_is_a_refusal_without_inner_details
     assert "secret" not in refusal.message + refusal.hint
     monkeypatch.undo()
     assert (await worker.answered("SELECT 1")).rows == [[1]]
+
+
+async def test_records_are_applied_while_runaway_queries_take_every_thread_until_their_deadline(
+    writing_worker: Worker,
+) -> None:
+    """Ingestion waits for no query: its positions move, and the queries end as refusals."""
+    runaways = [
+        asyncio.create_task(
+            writing_worker.outcome({"id": f"q{number}", "sql": sql, "reply_to": "replies", "deadline_ms": 3_000})
+        )
+        for number, sql in enumerate((SLOW, MANY_GROUPS) * 2)
+    ]
+    await _until_running(writing_worker)
+    store, applied = writing_worker.store, 0
+    while not any(runaway.done() for runaway in runaways):
+        number = 10 + applied
+        await asyncio.to_thread(write, store, FLIGHTS, 0, number, [flight(PARTITIONS * number)])
+        applied += 1
+    assert applied >= 2
+    assert store.partitions()[0].next_offsets()["flights"] == 10 + applied
+    for runaway in runaways:
+        refusal = read_reply((await runaway).value)
+        assert isinstance(refusal, Refusal)
+        assert refusal.code in (RefusalCode.DEADLINE_EXCEEDED, RefusalCode.OVERLOADED), refusal
+    assert (await writing_worker.answered("SELECT count(*) FROM flights")).rows == [[40 + applied]]
 
 
 async def _until_running(worker: Worker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import typer
 from prometheus_client import Counter, Gauge, Histogram
 
 from schemas import dead_letters
-from schemas.messages import RefusalCode
+from schemas.messages import QueryRequest, RefusalCode, checked_request
 from schemas.parser import parse_table
 from schemas.table import ScalarKind
 from streams import telemetry
@@ -187,3 +188,11 @@ def test_pages_cite_no_line_numbers_and_files_that_exist(path: Path) -> None:
     assert not re.search(r"\.(py|sql|toml|yml):\d|\blines? \d", text)
     for file in re.findall(r"`((?:schemas|streams|agents|loadtest|tests|docs|deploy)/[\w/.-]+)`", text):
         assert (ROOT / file).exists(), file
+
+
+def test_the_examples_in_other_languages_ask_what_a_worker_accepts() -> None:
+    folder = ROOT / "docs" / "examples"
+    (java,) = re.findall(r'"""\n(.*?)"""', (folder / "Ask.java").read_text(), re.DOTALL)
+    assert checked_request(json.loads(java.replace("%s", "UA").replace("%d", "9500"))).key == "UA"
+    (node,) = re.findall(r"const request = \{\n(.*?)^\};", (folder / "ask.mjs").read_text(), re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"^  (\w+)", node, re.MULTILINE)) <= set(QueryRequest.model_fields)
