@@ -35,6 +35,8 @@ REPLY_TO_HEADER = "reply_to"
 FORMAT_HEADER = "format"
 STATUS_HEADER = "status"
 ID_CHARS_MAX = 200
+#: Of partitions' numbers in Kafka's protocol.
+_PARTITION_MAX = 2**31 - 1
 PARAMS_DEPTH_MAX = 200
 
 
@@ -115,7 +117,9 @@ class QueryRequest(_Message):
         description="Who asks: callers take turns; without it, the reply topic and its partition",
     )
     reply_to: str | None = Field(default=None, description="Reply topic; the record header reply_to is an alternative")
-    reply_partition: int | None = Field(default=None, ge=0, strict=True, description="Partition of the reply topic")
+    reply_partition: int | None = Field(
+        default=None, ge=0, le=_PARTITION_MAX, strict=True, description="Partition of the reply topic"
+    )
     format: AnswerFormat = Field(default=AnswerFormat.JSON, description="Encoding of the answer")
     chunked: bool = Field(
         default=False, strict=True, description="A large answer may come in several records; Arrow then is in LZ4"
@@ -269,7 +273,7 @@ def read_envelope(value: bytes | None, headers: Headers = ()) -> RequestEnvelope
     return RequestEnvelope(
         id=request_id if isinstance(request_id, str) and len(request_id) <= ID_CHARS_MAX else None,
         reply_to=reply_to if isinstance(reply_to, str) and reply_to else None,
-        reply_partition=partition if type(partition) is int and partition >= 0 else None,
+        reply_partition=partition if type(partition) is int and 0 <= partition <= _PARTITION_MAX else None,
         fields=fields,
         fault=fault,
     )

@@ -136,10 +136,11 @@ class Interruptible:
         finally:
             with self._lock:
                 self._cursor = None
-                if is_sound and not self.interrupted:
-                    give_back(cursor)
-                else:
-                    cursor.close()
+                is_sound &= not self.interrupted
+            if is_sound:
+                give_back(cursor)
+            else:
+                cursor.close()
 
 
 class DuckDBQueries:

@@ -13,10 +13,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import groupby
-from queue import SimpleQueue
 from typing import Literal, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
@@ -39,6 +36,11 @@ _BATCH_RECORDS_MAX = 500
 _BATCH_BYTES_MAX = MIB
 #: How long a thread waits for something to happen before it looks whether it is still wanted.
 _POLL_SECONDS = 0.1
+#: Of what waits in a client, to be sent or to be taken.
+_QUEUED_KIB_MAX = 64 * 1024
+_HANDED_OVER_MAX = 4
+#: Nobody waits longer for a reply.
+_SEND_SECONDS_MAX = 30
 _WATERMARK_SECONDS_MAX = 5.0
 _START_SECONDS_MAX = 10.0
 _FLUSH_SECONDS_MAX = 5.0
@@ -64,6 +66,8 @@ class RdKafkaProducer:
             "enable.idempotence": acks == "all",
             "linger.ms": 0,
             "message.max.bytes": record_bytes_max,
+            "message.timeout.ms": _SEND_SECONDS_MAX * 1_000,
+            "queue.buffering.max.kbytes": _QUEUED_KIB_MAX,
             # As every Java client has it, so that a key's partition is the same for all.
             "partitioner": "murmur2_random",
             # A topic that is not there is no reason to wait for it for long.
@@ -80,12 +84,12 @@ class RdKafkaProducer:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Sends what is buffered, as far as that takes no longer than a few seconds. Idempotent."""
+        """Sends what is buffered, as far as that takes no longer than a few seconds; the rest fails. Idempotent."""
         if self._thread is not None:
             thread, self._thread = self._thread, None
             self._stopping.set()
             await in_thread(thread.join)
-            await in_thread(self._producer.flush, _FLUSH_SECONDS_MAX)
+            await in_thread(self._flush)
 
     def send(
         self,
@@ -122,6 +126,11 @@ class RdKafkaProducer:
         while not self._stopping.is_set():
             self._producer.poll(_POLL_SECONDS)
 
+    def _flush(self) -> None:
+        self._producer.flush(_FLUSH_SECONDS_MAX)
+        self._producer.purge()
+        self._producer.flush(0)
+
 
 def _settle(sent: asyncio.Future[Sent], topic: str, error: KafkaError | None, message: Message) -> None:
     if sent.done():  # given up
@@ -144,6 +153,13 @@ class _Assignment:
     """What is to be read, from where. Another object is another assignment."""
 
     positions: Mapping[TopicPartition, int]
+
+
+class _Fault(NamedTuple):
+    """Instead of records."""
+
+    topic_partition: TopicPartition
+    error: KafkaError
 
 
 class RdKafkaLog:
@@ -171,24 +187,25 @@ class RdKafkaLog:
             "check.crcs": True,
             "allow.auto.create.topics": False,
             "fetch.error.backoff.ms": 100,
-            "queued.max.messages.kbytes": 64 * 1024,
+            "queued.max.messages.kbytes": _QUEUED_KIB_MAX,
         }
         self._deliver = deliver
         self._on_out_of_range = on_out_of_range
         self._on_unreadable = on_unreadable
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        #: Hand-overs that the loop has not taken yet: a loop that is busy stops the reading.
+        self._room = threading.Semaphore(_HANDED_OVER_MAX)
         #: Where the next batch of each partition that is read starts.
         self._positions: dict[TopicPartition, int] = {}
         self._wanted = _Assignment({})
-        self._asked: SimpleQueue[tuple[Future[dict[TopicPartition, Watermarks]], Collection[TopicPartition]]] = (
-            SimpleQueue()
-        )
 
     async def start(self) -> None:
         """Begins to connect, in the background."""
         self._loop = asyncio.get_running_loop()
         self._consumer = Consumer(self._options, logger=logger)
+        # A second one, because each call to one that is polled waits for its poll to end.
+        self._asker = Consumer(self._options, logger=logger)
         self._thread = threading.Thread(target=self._read, name="kafka reader", daemon=True)
         self._thread.start()
 
@@ -199,22 +216,26 @@ class RdKafkaLog:
             self._wanted = _Assignment({})
             self._stopping.set()
             await in_thread(thread.join)
+            await in_thread(self._asker.close)
 
     async def watermarks(self, topic_partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Watermarks]:
         """See streams.ports.PartitionLog; without the topics' ids. Raises KafkaUnavailableError."""
-        asked = Future[dict[TopicPartition, Watermarks]]()
-        self._asked.put((asked, topic_partitions))
-        return await asyncio.wrap_future(asked)
+        return {each: await in_thread(self._watermarks_of, each) for each in topic_partitions}
 
     def _watermarks_of(self, topic_partition: TopicPartition) -> Watermarks:
         try:
-            marks = self._consumer.get_watermark_offsets(
+            marks = self._asker.get_watermark_offsets(
                 KafkaTopicPartition(*topic_partition), timeout=_WATERMARK_SECONDS_MAX
             )
-        except KafkaException as error:
+        except (KafkaException, RuntimeError) as error:  # RuntimeError: it is closed
+            marks, fault = None, error
+        else:
+            fault = None
+        if marks is None:
             raise KafkaUnavailableError(
-                f"Kafka does not say what {topic_partition} holds: {error}", hint="check the topic and the brokers"
-            ) from error
+                f"Kafka does not say what {topic_partition} holds: {fault or 'no answer in time'}",
+                hint="check the topic and the brokers",
+            ) from fault
         return Watermarks(*marks)
 
     async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -229,25 +250,34 @@ class RdKafkaLog:
             self._wanted = _Assignment(dict(self._positions))
 
     def _read(self) -> None:
-        """On its own thread, the only one that uses the consumer: any other call would wait for its polls to end. What
-        it hands over belongs to the assignment under which it was polled."""
-        assigned = _Assignment({})
+        """On its own thread. What it hands over belongs to the assignment under which it was polled."""
+        assigned, positions = _Assignment({}), dict[TopicPartition, int]()
         while not self._stopping.is_set():
-            if self._wanted is not assigned:
-                assigned = self._wanted
-                self._consumer.assign([KafkaTopicPartition(*each, at) for each, at in assigned.positions.items()])
-            while not self._asked.empty():
-                asked, topic_partitions = self._asked.get()
-                if asked.set_running_or_notify_cancel():
-                    try:
-                        asked.set_result({each: self._watermarks_of(each) for each in topic_partitions})
-                    except KafkaUnavailableError as error:
-                        asked.set_exception(error)
-            messages = self._polled()
-            if messages:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    self._loop.call_soon_threadsafe(self._take, assigned, messages)
+            try:
+                if self._wanted is not assigned:
+                    wanted = self._wanted
+                    self._consumer.assign([KafkaTopicPartition(*each, at) for each, at in wanted.positions.items()])
+                    assigned, positions = wanted, dict(wanted.positions)
+                if self._room.acquire(timeout=_POLL_SECONDS):
+                    self._hand_over(assigned, positions)
+            except Exception:  # the boundary of a thread that nobody waits for: what is wrong may pass
+                if self._loop.is_closed():
+                    break
+                logger.exception("reading %s goes on in a moment", ", ".join(map(str, assigned.positions)))
+                assigned = _Assignment({})  # whatever was polled and not handed over is read again
+                self._stopping.wait(_RETRY_SECONDS_MAX)
         self._consumer.close()
+
+    def _hand_over(self, assigned: _Assignment, positions: dict[TopicPartition, int]) -> None:
+        """Gives the loop what is there, or the room back."""
+        is_handed_over = False
+        try:
+            if read := _read_of(self._polled(), positions):
+                self._loop.call_soon_threadsafe(self._take, assigned, read)
+                is_handed_over = True
+        finally:
+            if not is_handed_over:
+                self._room.release()
 
     def _polled(self) -> list[Message]:
         """What is there, waiting a moment for the first of it."""
@@ -262,30 +292,51 @@ class RdKafkaLog:
             seconds = 0
         return messages
 
-    def _take(self, assigned: _Assignment, messages: list[Message]) -> None:
+    def _take(self, assigned: _Assignment, read: list[RecordBatch | _Fault]) -> None:
         """On the loop."""
-        for is_fault, of_kind in groupby(messages, lambda message: message.error() is not None):
-            by_partition: dict[TopicPartition, list[Message]] = {}
-            for message in of_kind:
-                by_partition.setdefault(TopicPartition(message.topic(), message.partition()), []).append(message)
-            for topic_partition, group in by_partition.items():
-                if assigned is not self._wanted:
-                    return  # the newer assignment reads it again
-                if is_fault:
-                    self._report(topic_partition, group[-1].error())
-                else:
-                    batch = _batch_of(topic_partition, self._positions[topic_partition], group)
-                    self._positions[topic_partition] = batch.next_offset
-                    self._deliver(batch)
+        self._room.release()
+        for each in read:
+            if assigned is not self._wanted:
+                return  # the newer assignment reads it again
+            if isinstance(each, _Fault):
+                self._report(*each)
+            else:
+                self._positions[each.topic_partition] = each.next_offset
+                self._deliver(each)
 
     def _report(self, topic_partition: TopicPartition, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             self.stop_reading([topic_partition])
             self._on_out_of_range(topic_partition)
         elif error.code() in _UNREADABLE:
+            self.stop_reading([topic_partition])  # nothing that comes behind it is taken
             self._on_unreadable(topic_partition, error.str())
         else:  # librdkafka goes on by itself
             logger.warning("reading %s: %s", topic_partition, error.str())
+
+
+def _read_of(messages: list[Message], positions: dict[TopicPartition, int]) -> list[RecordBatch | _Fault]:
+    """Batches, each starting where the one before it of its partition ended, which `positions` says and learns; a fault
+    stands where it came."""
+    read: list[RecordBatch | _Fault] = []
+    by_partition: dict[TopicPartition, list[Message]] = {}
+
+    def end_batches() -> None:
+        for topic_partition, group in by_partition.items():
+            batch = _batch_of(topic_partition, positions[topic_partition], group)
+            positions[topic_partition] = batch.next_offset
+            read.append(batch)
+        by_partition.clear()
+
+    for message in messages:
+        topic_partition = TopicPartition(message.topic(), message.partition())
+        if (error := message.error()) is not None:
+            end_batches()
+            read.append(_Fault(topic_partition, error))
+        else:
+            by_partition.setdefault(topic_partition, []).append(message)
+    end_batches()
+    return read
 
 
 def _batch_of(topic_partition: TopicPartition, position: int, messages: list[Message]) -> RecordBatch:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
@@ -22,6 +23,8 @@ from streams.ports import DeadLetter
 
 logger = logging.getLogger(__name__)
 
+#: To so many topics one producer sends replies; then another one does.
+REPLY_TOPICS_MAX = 500
 #: Of dead letters that travel together; below what any broker takes by default.
 _BATCH_BYTES_MAX = 256 * KIB
 
@@ -120,7 +123,10 @@ class KafkaReplies:
     deadline covers the loss."""
 
     def __init__(self, settings: Settings) -> None:
-        self._producer = RdKafkaProducer(settings, acks="1", record_bytes_max=PART_MESSAGE_BYTES_MAX)
+        self._new_producer = partial(RdKafkaProducer, settings, acks="1", record_bytes_max=PART_MESSAGE_BYTES_MAX)
+        self._producer = self._new_producer()
+        self._topics: set[str] = set()
+        self._retired: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Call it on the event loop that will send."""
@@ -128,7 +134,7 @@ class KafkaReplies:
 
     async def stop(self) -> None:
         """Sends what is buffered and disconnects."""
-        await self._producer.stop()
+        await asyncio.gather(self._producer.stop(), *self._retired)
 
     async def send(
         self,
@@ -140,7 +146,19 @@ class KafkaReplies:
         headers: Iterable[tuple[str, bytes]] = (),
     ) -> None:
         """Never raises for what the asker asked for (an unknown reply topic, say)."""
+        self._remember(topic)
         try:
             await self._producer.send(topic, value=value, key=key, partition=partition, headers=headers)
         except PublishingError as error:
             logger.warning("reply not sent: %s", error.message)
+
+    def _remember(self, topic: str) -> None:
+        """librdkafka keeps 57 KB for each topic for ever, and askers may name as many as they like."""
+        self._topics.add(topic)
+        if len(self._topics) > REPLY_TOPICS_MAX:
+            retired = asyncio.create_task(self._producer.stop())
+            self._retired.add(retired)
+            retired.add_done_callback(self._retired.discard)
+            self._topics = {topic}
+            self._producer = self._new_producer()
+            self._producer.start()

@@ -5,7 +5,8 @@ starts beyond the expected position proves that records went missing on the way 
 read again from the expected position (invariant 6). One that ends below it is left over from before a seek. The pauses
 between readings grow until a batch fits.
 
-Callers: processes/hosting.py and processes/sink_hosting.py, on the worker's event loop.
+Callers: processes/hosting.py, processes/standby.py, processes/sink_hosting.py and agents/query_requests.py, on the
+worker's event loop.
 """
 
 from __future__ import annotations
