@@ -42,7 +42,7 @@ from streams.ports import DeadLetters, Decoder, PartitionLog, Watermarks
 from streams.positions import TopicPartition
 from streams.processes.drill import DrillReport
 from streams.processes.ingestion import PartitionIngestion, ingestion_threads, nobody_to_ask
-from streams.processes.log_gaps import check_position, check_unknown, closes_gap, log_gap
+from streams.processes.log_gaps import check_position, check_uncut, check_unknown, closes_gap, log_gap
 from streams.processes.log_reading import LogReading
 from streams.processes.progress import RecoveryProgress
 from streams.processes.recovery import Recovered, Recovery, Rung
@@ -345,10 +345,12 @@ class HostedPartition:
 
     async def _recover_and_ingest(self) -> None:
         await self._enter(PartitionState.RECOVERING)
-        marks = await self._log.watermarks(self.topic_partitions)
-        recovered = await self._recover(marks)
+        before = await self._log.watermarks(self.topic_partitions)
+        recovered = await self._recover(before)
         # Anew: what was recovered may be newer than these, and a store ahead of the log counts as a gap.
         marks = await self._log.watermarks(self.topic_partitions)
+        if self._order is None:
+            check_uncut(recovered.store.next_offsets(), before, marks)
         recovered, positions, self._topic_ids = await continued_by_log(
             self._parts, recovered, marks, self.progress, is_ordered=self._order is not None
         )

@@ -10,14 +10,14 @@ topic's id tells where the topic itself was replaced.
 A topic that a store knows nothing of is read from the log's start: its table is new. But where its owner's committed
 position shows that a store had applied some of it, a store without it is not the one that did, as a snapshot of before
 the table; what that one had applied below the log's start is `deleted` as well. Pure functions; callers:
-processes/hosting.py.
+processes/hosting.py, processes/standby.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from streams.errors import LogGapError, LogGapKind
+from streams.errors import LogGapError, LogGapKind, StoreError
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
 
@@ -68,6 +68,19 @@ def check_unknown(topic_partition: TopicPartition, committed: int, log: Watermar
             committed,
             f"it has nothing of what was applied below that, and the log starts at {log.low}",
         )
+
+
+def check_uncut(
+    known: Collection[str], before: Mapping[TopicPartition, Watermarks], log: Mapping[TopicPartition, Watermarks]
+) -> None:
+    """For a store that knows these topics and was recovered from what the log held `before`. Raises StoreError if the
+    log has lost records of another one since: recovery counted on them, and anew it looks for them elsewhere."""
+    for topic_partition, marks in log.items():
+        if topic_partition.topic not in known and marks.low > before[topic_partition].low:
+            raise StoreError(
+                f"retention cut {topic_partition} to {marks.low} while it was recovered",
+                hint="it is recovered anew, from what there is besides the log",
+            )
 
 
 def closes_gap(

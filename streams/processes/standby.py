@@ -27,7 +27,7 @@ from streams.ports import DeadLetter, PartitionLog
 from streams.positions import TopicPartition
 from streams.processes.hosting import CommittedRecord, HostingParts, continued_by_log
 from streams.processes.ingestion import PartitionIngestion
-from streams.processes.log_gaps import log_gap
+from streams.processes.log_gaps import check_uncut, log_gap
 from streams.processes.log_reading import LogReading
 from streams.retry import Backoff, in_words
 
@@ -146,11 +146,11 @@ class Standby:
             await asyncio.sleep(backoff.next_delay_seconds())
 
     async def _restore_and_follow(self) -> None:
-        recovered = await self._parts.recovery.recover(
-            self.partition, await self._log.watermarks(self.topic_partitions)
-        )
+        before = await self._log.watermarks(self.topic_partitions)
+        recovered = await self._parts.recovery.recover(self.partition, before)
         # Anew: what was recovered may be newer than these, and a store ahead of the log counts as a gap.
         marks = await self._log.watermarks(self.topic_partitions)
+        check_uncut(recovered.store.next_offsets(), before, marks)
         recovered, self.positions, _ = await continued_by_log(self._parts, recovered, marks)
         self._high_watermarks = {tp.topic: marks[tp].high for tp in self.topic_partitions}
         self._ingestion = self._new_ingestion(recovered.store)

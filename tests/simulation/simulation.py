@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random as global_random
 import shutil
 import tempfile
@@ -44,6 +45,7 @@ class Group:
         self.generation = 0
         self.members: dict[str, Worker] = {}
         self.assignment: dict[str, list[int]] = {}
+        self.standbys: dict[str, list[int]] = {}
 
 
 class Simulation:
@@ -59,7 +61,9 @@ class Simulation:
         self.kafka, self.redis, self.clickhouse = Kafka(self.loop), Redis(self.loop), ClickHouse(self.loop)
         self.intents = IntentLog()
         self.groups = {"store": Group(), "sink": Group()}
+        self.has_standbys = False
         self.kills = 0
+        self.promotions = 0
         self.answers = 0
         self._lives = 0
         for number in range(store_workers):
@@ -95,9 +99,15 @@ class Simulation:
         self._run(self._rebalance(kind))
         self.check()
 
-    def stop(self, name: str, *, seconds: float) -> None:
-        """SIGSTOP, then SIGCONT; if it takes longer than the group waits, it wakes up as a zombie."""
-        self._run(self._stop(name, seconds))
+    def keep_standbys(self, kept: bool) -> None:
+        """From this rebalance on every partition has a copy on another worker, or none any more."""
+        self.has_standbys = kept
+        self.rebalance("store")
+
+    def stop(self, name: str, *, seconds: float, is_cut: bool = False) -> None:
+        """SIGSTOP, then SIGCONT; if it takes longer than the group waits, it wakes up as a zombie. If the log `is_cut`
+        meanwhile, its copies may find that it begins after what they have."""
+        self._run(self._stop(name, seconds, is_cut=is_cut))
         self.check()
 
     def slow_disks(self, slow: bool) -> None:
@@ -161,11 +171,11 @@ class Simulation:
         random = self.random
         self.write(random.randint(0, 30))
         name = random.choice(sorted(self.groups["store"].members) * 2 + sorted(self.groups["sink"].members))
-        match random.randrange(12):
+        match random.randrange(13):
             case 0:
                 self.rebalance(name.partition("-")[0])
             case 1 | 2:
-                self.stop(name, seconds=random.uniform(0.5, 12.0))
+                self.stop(name, seconds=random.uniform(0.5, 12.0), is_cut=random.random() < 0.3)
             case 3:
                 self.redis_goes(not self.redis.is_away)
             case 4:
@@ -178,6 +188,8 @@ class Simulation:
                 self.slow_disks(random.random() < 0.5)
             case 8:
                 self.retention()
+            case 9:
+                self.keep_standbys(not self.has_standbys)
             case _:
                 self.pass_time(random.uniform(0.1, 5.0))
 
@@ -256,21 +268,26 @@ class Simulation:
         if name in group.assignment:
             # A static member that is back in time gets what it had.
             back = group.members[name]
-            await back.process.start(back.assign(group.assignment[name], group.generation))
+            place = group.assignment[name], group.standbys[name]
+            await back.process.start(back.assign(*place, group.generation))
         else:
             await self._rebalance(name.partition("-")[0])
 
-    async def _stop(self, name: str, seconds: float) -> None:
+    async def _stop(self, name: str, seconds: float, *, is_cut: bool) -> None:
         group = self._group_of(name)
         worker = group.members[name]
         worker.process.stop()
         if seconds < SESSION_SECONDS or len(group.members) == 1:
             await asyncio.sleep(seconds)
+            if is_cut:
+                self.retention()
             worker.process.go_on()
             return
         await asyncio.sleep(SESSION_SECONDS)
         await self._rebalance(name.partition("-")[0])
         await asyncio.sleep(seconds - SESSION_SECONDS)
+        if is_cut:
+            self.retention()
         worker.process.go_on()
         # The zombie works on until its next heartbeat is answered.
         await asyncio.sleep(self.random.uniform(0.0, 3.0))
@@ -293,14 +310,14 @@ class Simulation:
             group.generation += 1
             if kind == "sink":
                 self.intents.generation = group.generation
-            self.random.shuffle(ready)
-            group.assignment = {name: [] for name in ready}
-            for partition in range(PARTITIONS):
-                if ready:
-                    group.assignment[ready[partition % len(ready)]].append(partition)
+            else:
+                self.kafka.generation = group.generation
+            self._deal(group, ready, has_standbys=self.has_standbys and kind == "store")
             assigns = [
-                running[name].process.start(running[name].assign(numbers, group.generation))
-                for name, numbers in group.assignment.items()
+                running[name].process.start(
+                    running[name].assign(group.assignment[name], group.standbys[name], group.generation)
+                )
+                for name in ready
             ]
             if assigns:
                 await asyncio.wait(assigns)
@@ -309,6 +326,17 @@ class Simulation:
                 return
             # Those that let go too late join again once they have.
             await asyncio.wait(late)
+
+    def _deal(self, group: Group, ready: list[str], *, has_standbys: bool) -> None:
+        """Whoever has a copy may get the partition, or somebody else: it must be right either way."""
+        self.random.shuffle(ready)
+        copies = group.standbys
+        group.assignment, group.standbys = {name: [] for name in ready}, {name: [] for name in ready}
+        for partition in range(PARTITIONS if ready else 0):
+            group.assignment[ready[partition % len(ready)]].append(partition)
+            if has_standbys and len(ready) > 1:
+                group.standbys[ready[(partition + 1) % len(ready)]].append(partition)
+        self.promotions += sum(len({*copies.get(name, ())} & {*group.assignment[name]}) for name in ready)
 
     async def _settle(self) -> None:
         for kind, group in self.groups.items():
@@ -336,7 +364,11 @@ class Simulation:
                     continue
                 found = worker.recovery.found.get(partition, {})
                 logs = {table.topic: self.kafka.logs[TopicPartition(table.topic, partition)] for table in TABLES}
-                if all(found.get(topic, log.low) >= log.low for topic, log in logs.items()):
+                committed = {topic: self.kafka.committed.get(log.topic_partition) for topic, log in logs.items()}
+                if all(
+                    found[topic] >= log.low if topic in found else not log.low or committed[topic] in (None, log.low)
+                    for topic, log in logs.items()
+                ):
                     raise self.loop.violation(6, f"partition {partition} failed without a gap: {hosted.failure}")
                 if worker.orders.pending(partition) is None:
                     worker.orders.place(RecoveryOrder(partition, RecoverySource("clickhouse")))
@@ -415,6 +447,9 @@ class Simulation:
                         f"{what} other rows of {table.name}[{store.partition}] than {positions} "
                         f"says of a log that began at {begin}: {wrong}",
                     )
+                log = self.kafka.logs[TopicPartition(table.topic, store.partition)]
+                if lost := log.poison_below(positions.get(table.topic, 0)) - self.kafka.parked[log.topic_partition]:
+                    self.loop.violation(6, f"{what} {log.topic_partition} past {sorted(lost)}, which nobody parked")
         finally:
             cursor.close()
 
@@ -426,7 +461,7 @@ class Simulation:
     def _check_records(self) -> None:
         """Invariants 6 and 7."""
         for topic_partition, log in self.kafka.logs.items():
-            poison = set(log.offsets) - set(log.deliverable)
+            poison = log.poison_below(log.next_offset)
             parked = self.kafka.parked[topic_partition]
             if parked != poison:
                 raise InvariantError(6, f"of {topic_partition}, {sorted(poison - parked)} are not parked")
@@ -501,9 +536,15 @@ class Simulation:
 
     def _is_caught_up(self) -> bool:
         return all(
-            min(self._applied(topic_partition), self._passed(topic_partition)) >= log.next_offset
+            min(self._applied(topic_partition), self._passed(topic_partition), self._copied(topic_partition))
+            >= log.next_offset
             for topic_partition, log in self.kafka.logs.items()
         )
+
+    def _copied(self, topic_partition: TopicPartition) -> float:
+        """How far the copy is that is furthest behind; infinity if there is none."""
+        copies = [worker.standbys.standbys().get(topic_partition.partition) for worker in self._stores()]
+        return min((copy.positions.get(topic_partition.topic, -1) for copy in copies if copy), default=math.inf)
 
     def _passed(self, topic_partition: TopicPartition) -> int:
         """How far the delivery of the sink's owner says it is; -1 if nobody delivers."""
@@ -522,6 +563,8 @@ class Simulation:
         for worker in self._stores():
             for number, hosted in worker.host.hosted().items():
                 state[f"{worker.name} {number}"] = (hosted.state, hosted.positions, hosted.failure)
+            for number, copy in worker.standbys.standbys().items():
+                state[f"{worker.name} {number} copy"] = (copy.lag_records, copy.positions, copy.failure)
         for member in self.groups["sink"].members.values():
             assert isinstance(member, SinkWorker)
             for where, delivery in member.host.hosted().items():

@@ -20,17 +20,18 @@ from streams.adapters.memory_snapshots import MemorySnapshotRepository
 from streams.batches import RecordBatch
 from streams.ports import DeadLetter, DecodedBatch, Watermarks
 from streams.positions import OffsetRange, TopicPartition
-from streams.processes import hosting
+from streams.processes import hosting, standby
 from streams.processes.delivery import PartitionDelivery
 from streams.processes.hosting import HostedPartition, PartitionState
 from streams.processes.ingestion import PartitionIngestion
 from streams.processes.recovery import Recovery
 from streams.processes.snapshotting import _Capture
+from streams.processes.standby import OwnersLetters, Standby
 from tests.simulation.loop import InvariantError
 from tests.simulation.simulation import Simulation
 
-CYCLES_PER_SEED = 8
-SEEDS_MAX = 10
+CYCLES_PER_SEED = 5
+SEEDS_MAX = 16
 Mutant = Callable[[pytest.MonkeyPatch], None]
 LogMarks = Mapping[TopicPartition, Watermarks]
 
@@ -110,6 +111,27 @@ def recovery_that_forgets_clickhouse(patch: pytest.MonkeyPatch) -> None:
         return None
 
     patch.setattr(Recovery, "_from_clickhouse", mutant)
+
+
+# -- standbys ----------------------------------------------------------------------------------------------------------
+
+
+def a_copy_that_passes_poison_before_its_owner(patch: pytest.MonkeyPatch) -> None:
+    async def mutant(*_: Any) -> None:
+        return None
+
+    patch.setattr(OwnersLetters, "park", mutant)
+
+
+def a_promotion_that_waits_for_nothing(patch: pytest.MonkeyPatch) -> None:
+    async def mutant(*_: Any, **__: Any) -> None:
+        return None
+
+    patch.setattr(Standby, "stop", mutant)
+
+
+def a_copy_that_counts_on_what_the_log_has_lost_meanwhile(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(standby, "check_uncut", lambda *_: None)
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------
@@ -257,10 +279,34 @@ def a_rebalance(simulation: Simulation) -> None:
 
 
 def a_zombie(simulation: Simulation) -> None:
+    _stop_one_of(simulation, "store-0", "store-1")
+
+
+def a_zombie_of_a_sink(simulation: Simulation) -> None:
+    _stop_one_of(simulation, "sink-0", "sink-1")
+
+
+def _stop_one_of(simulation: Simulation, *names: str) -> None:
     simulation.write(simulation.random.randint(10, 40))
     simulation.pass_time(simulation.random.uniform(0.0, 2.0))
-    name = simulation.random.choice(("store-0", "store-1", "sink-0", "sink-1"))
-    simulation.stop(name, seconds=simulation.random.uniform(7.0, 12.0))
+    simulation.stop(simulation.random.choice(names), seconds=simulation.random.uniform(7.0, 12.0))
+    simulation.settle(snapshots=False)
+
+
+def a_promotion(simulation: Simulation) -> None:
+    simulation.keep_standbys(True)
+    simulation.write(simulation.random.randint(10, 40))
+    name = simulation.random.choice(("store-0", "store-1"))
+    simulation.kill(name, after_effects=simulation.random.randint(0, 12), moves=True)
+    assert simulation.promotions, "the survivor has copies of all that it gets"
+    simulation.settle(snapshots=False)
+
+
+def a_log_that_is_cut_under_a_copy(simulation: Simulation) -> None:
+    if not simulation.has_standbys:
+        simulation.keep_standbys(True)
+    simulation.write(simulation.random.randint(10, 40))
+    simulation.stop(simulation.random.choice(("store-0", "store-1")), seconds=5.0, is_cut=True)
     simulation.settle(snapshots=False)
 
 
@@ -291,13 +337,16 @@ def a_loss_of_disk_and_snapshots(simulation: Simulation) -> None:
         (a_revoke_that_waits_for_nothing, {5}, a_rebalance),
         (poison_parked_after_its_offset_is_passed, {6}, a_kill),
         (recovery_that_forgets_clickhouse, {6}, a_loss_of_disk_and_snapshots),
+        (a_copy_that_passes_poison_before_its_owner, {6}, a_promotion),
+        (a_promotion_that_waits_for_nothing, {5}, a_promotion),
+        (a_copy_that_counts_on_what_the_log_has_lost_meanwhile, {6}, a_log_that_is_cut_under_a_copy),
         (a_snapshot_of_an_older_epoch_is_accepted, {5}, a_zombie),
         (a_snapshot_is_published_before_its_last_block_is_stored, {4}, snapshots),
         (blocks_of_a_retired_snapshot_are_removed_whoever_needs_them, {4}, snapshots),
         (a_snapshot_without_what_is_in_the_write_ahead_log, {8}, snapshots),
         (a_snapshot_that_claims_what_was_applied_while_it_was_taken, {8}, snapshots),
         (intent_recorded_after_the_insert, {7}, a_kill_of_a_sink),
-        (an_intent_of_an_older_generation_is_accepted, {5}, a_zombie),
+        (an_intent_of_an_older_generation_is_accepted, {5}, a_zombie_of_a_sink),
         (an_intent_taken_for_a_delivery, {7}, a_kill_of_a_sink),
         (a_replay_under_another_token, {7}, a_kill_of_a_sink),
     ],
@@ -323,7 +372,18 @@ def found_in(seed: int, happens: Callable[[Simulation], None]) -> InvariantError
 
 
 @pytest.mark.parametrize(
-    "happens", [a_kill, a_kill_of_a_sink, a_rebalance, a_zombie, snapshots, a_loss_of_disk_and_snapshots]
+    "happens",
+    [
+        a_kill,
+        a_kill_of_a_sink,
+        a_rebalance,
+        a_zombie,
+        a_zombie_of_a_sink,
+        a_promotion,
+        a_log_that_is_cut_under_a_copy,
+        snapshots,
+        a_loss_of_disk_and_snapshots,
+    ],
 )
 def test_without_a_mistake_nothing_is_found(happens: Callable[[Simulation], None]) -> None:
     assert found_in(1, happens) is None

@@ -1,9 +1,9 @@
 """The life of partitions under everything that can happen to their workers, as a simulation that a seed replays.
 
-Kills between any two effects, rebalances, zombies, a Redis that is away, empty or evicting, a broker and a ClickHouse
-that are away, slow disks, inserts that get lost or land late, retention. Invariants 1 to 8 are checked after every step
-against a model that is the log itself. PINTAIL_KILLS=500 makes the walk longer, and the search of Hypothesis with it;
-PINTAIL_SEED gives both another seed.
+Kills between any two effects, rebalances, standbys that are promoted and demoted, zombies, a Redis that is away, empty
+or evicting, a broker and a ClickHouse that are away, slow disks, inserts that get lost or land late, retention.
+Invariants 1 to 8 are checked after every step against a model that is the log itself. PINTAIL_KILLS=500 makes the walk
+longer, and the search of Hypothesis with it; PINTAIL_SEED gives both another seed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEED = int(os.environ.get("PINTAIL_SEED", "1"))
 EXAMPLES = max(1, CYCLES // 10)
 STEPS = 12
 #: A walk that is longer than this goes on in a deployment of its own, which keeps the log short.
-CYCLES_PER_RUN = 30
+CYCLES_PER_RUN = 15
 
 pytestmark = pytest.mark.timeout(300 + 10 * CYCLES + 60 * EXAMPLES)
 
@@ -64,10 +64,14 @@ class Lifecycle(RuleBasedStateMachine):
         self.running.write(records)
         self.running.kill(name, after_effects=after_effects, disk=disk, moves=moves)
 
-    @rule(name=WORKERS, seconds=st.floats(0.1, 15.0), records=st.integers(0, 40))
-    def stop(self, name: str, seconds: float, records: int) -> None:
+    @rule(name=WORKERS, seconds=st.floats(0.1, 15.0), records=st.integers(0, 40), is_cut=st.booleans())
+    def stop(self, name: str, seconds: float, records: int, is_cut: bool) -> None:
         self.running.write(records)
-        self.running.stop(name, seconds=seconds)
+        self.running.stop(name, seconds=seconds, is_cut=is_cut)
+
+    @rule(kept=st.booleans())
+    def keep_standbys(self, kept: bool) -> None:
+        self.running.keep_standbys(kept)
 
     @rule(kind=st.sampled_from(["store", "sink"]))
     def rebalance(self, kind: str) -> None:
@@ -148,6 +152,7 @@ def runs() -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize(("seed", "cycles"), list(runs()), ids=str)
 def test_everything_is_exact_after_each_kill(seed: int, cycles: int) -> None:
     with closing(Simulation(seed)) as simulation:
+        simulation.keep_standbys(seed % 2 == 0)
         for cycle in range(cycles):
             simulation.random_cycle(snapshots=cycle % 5 == 4 or cycle == cycles - 1)
         assert simulation.kills == cycles
@@ -158,7 +163,8 @@ def test_a_seed_replays_a_run() -> None:
     traces = []
     for _ in range(2):
         with closing(Simulation(7)) as simulation:
-            for _ in range(3):
+            simulation.keep_standbys(True)
+            for _ in range(2):
                 simulation.random_step()
                 simulation.random_kill()
             simulation.settle(snapshots=False)

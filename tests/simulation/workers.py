@@ -6,7 +6,8 @@ import asyncio
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from schemas.catalog import Catalog
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.memory_intents import IntentLog
 from streams.adapters.snapshot_codec import SnapshotCodec
+from streams.batches import RecordBatch
 from streams.ports_snapshots import SnapshotRepository
 from streams.positions import TopicPartition
 from streams.processes.delivery import Delivery
@@ -26,10 +28,12 @@ from streams.processes.recovery import Recovered, Recovery, Rung
 from streams.processes.recovery_orders import RecoveryOrders
 from streams.processes.sink_hosting import SinkHost
 from streams.processes.snapshotting import Snapshotter
+from streams.processes.standby import OwnersLetters, Standbys
 from tests.simulation.loop import SimulatedLock, SimulatedLoop, SimulatedProcess, this_thread
 from tests.simulation.world import (
     TABLES,
     ClickHouse,
+    Commits,
     DeliveredRecords,
     FaultySink,
     Intents,
@@ -77,20 +81,25 @@ class StoreWorker:
         self.disk = disk
         self._clickhouse = clickhouse
         self.assigned: set[int] = set()
+        #: partition -> as what it is written here; a copy that stays one keeps its role.
+        self.roles: dict[int, str] = {}
         self.process = process = SimulatedProcess(loop, name)
         process.at_death = self._keep_disk
-        self.store = SimulatedStore(disk, process, owns=self.owns)
+        self.store = SimulatedStore(disk, process, self.roles)
+        self.commits = Commits(kafka, process)
         repository = cast(SnapshotRepository, Snapshots(redis, process, self))
         self.orders = RecoveryOrders(disk.folder)
         delivered = DeliveredRecords(clickhouse, kafka, process, disk.rebuilt)
         read_intents = Intents(intents, kafka, process, lambda _: False)
-        self.recovery = ObservedRecovery(
+        recovery = partial(
+            ObservedRecovery,
             self.store,
             repository,
             CODEC,
             rebuilding=Rebuilding(CATALOG, delivered, read_intents),
             server_deadline_seconds=20.0,
         )
+        self.recovery = recovery()
         parts = HostingParts(
             catalog=CATALOG,
             store=self.store,
@@ -101,11 +110,18 @@ class StoreWorker:
             decoder=DECODER,
             dead_letters=Letters(kafka, process, self.owns),
             orders=self.orders,
+            committed_record=self.commits.record,
         )
-        self.reader = StoreReader(kafka, process, self)
+        self.reader = StoreReader(kafka, process, self, lambda batch: self.host.submit(batch))
         self.host = PartitionHost(parts, self.reader)
         self.reader.on_out_of_range = self.host.on_out_of_range
         self.reader.on_unreadable = self.host.on_unreadable
+        copies = replace(parts, recovery=recovery(claims_epochs=False), dead_letters=OwnersLetters(self.commits.record))
+        self.copies_reader = StoreReader(kafka, process, self, lambda batch: self.standbys.submit(batch))
+        self.standbys = Standbys(copies, self.copies_reader, on_all_warm=lambda: None)
+        self.copies_reader.on_out_of_range = self.standbys.on_out_of_range
+        self.copies_reader.on_unreadable = self.standbys.on_unreadable
+        self._reading_for_copies: asyncio.Task[None] | None = None
         process.start(self.reader.run())
         process.start(self._tend())
 
@@ -113,15 +129,25 @@ class StoreWorker:
         """From its assignment until its revoke returns, as this worker sees it."""
         return partition in self.assigned
 
-    async def assign(self, partitions: Collection[int], generation: int) -> None:
+    async def assign(self, partitions: Collection[int], standbys: Collection[int], generation: int) -> None:
         """As the store app does."""
-        del generation
-        self.assigned = set(partitions)
-        await self.host.assign(partitions)
+        if standbys and self._reading_for_copies is None:
+            self._reading_for_copies = self.process.start(self.copies_reader.run())
+        await self.standbys.promote(partitions, kept=standbys)
+        self.commits.generation, self.assigned = generation, set(partitions)
+        for partition in self.roles.keys() - set(standbys):
+            del self.roles[partition]
+        for partition in standbys:
+            self.roles.setdefault(partition, f"a copy since generation {generation}")
+        self.roles.update(dict.fromkeys(partitions, f"the owner in generation {generation}"))
+        await self.host.assign(partitions, kept=standbys)
+        self.standbys.follow(standbys, ())
 
     async def revoke(self) -> None:
-        """As the store app does."""
+        """As the store app does; copies go on."""
         await self.host.suspend(list(self.host.hosted()))
+        for partition in self.assigned:
+            del self.roles[partition]
         self.assigned = set()
 
     async def bury(self) -> None:
@@ -159,6 +185,7 @@ class StoreWorker:
         loop = self.process.loop
         while True:
             await asyncio.sleep(loop.random.uniform(0.5, 5.0))
+            await self.commits.commit(self.host.committable())
             await self.host.check_logs()
             await self.host.carry_out_orders()
             await self.host.take_snapshots()
@@ -167,8 +194,14 @@ class StoreWorker:
 class StoreReader(LogReader):
     """Notes what a store read last, and where an empty one began."""
 
-    def __init__(self, kafka: Kafka, process: SimulatedProcess, worker: StoreWorker) -> None:
-        super().__init__(kafka, process, lambda batch: worker.host.submit(batch))
+    def __init__(
+        self,
+        kafka: Kafka,
+        process: SimulatedProcess,
+        worker: StoreWorker,
+        deliver: Callable[[RecordBatch], None],
+    ) -> None:
+        super().__init__(kafka, process, deliver)
         self._worker = worker
         #: What a partition had to reach before it answers.
         self.targets: dict[TopicPartition, int] = {}
@@ -213,12 +246,12 @@ class ObservedRecovery(Recovery):
 class SimulatedStore(DuckDBStore):
     """The real store: every statement of a writer is an effect, and its locks are those of SimulatedThreads."""
 
-    def __init__(self, disk: Disk, process: SimulatedProcess, owns: Callable[[int], bool]) -> None:
+    def __init__(self, disk: Disk, process: SimulatedProcess, roles: Mapping[int, str]) -> None:
         super().__init__(disk.folder, CATALOG, memory_limit="256MB", threads=1)
         self.folder = disk.folder
         self._disk = disk
         self._process = process
-        self._owns = owns
+        self._roles = roles
         self._turns = defaultdict(SimulatedLock)  # type: ignore[arg-type]
 
     def _attach(self, partition: int, *, is_checked: bool) -> PartitionStore:
@@ -235,7 +268,7 @@ class SimulatedStore(DuckDBStore):
         store._writing = SimulatedLock()  # type: ignore[assignment]
         store._checkpointing = SimulatedLock()  # type: ignore[assignment]
         store._connection = cast(
-            duckdb.DuckDBPyConnection, Statements(store._connection, store.partition, self._process, self._owns)
+            duckdb.DuckDBPyConnection, Statements(store._connection, store.partition, self._process, self._roles)
         )
         return store
 
@@ -258,19 +291,20 @@ class SimulatedStore(DuckDBStore):
 
 
 class Statements:
-    """The writer's connection."""
+    """The connection of a writer, who writes as what the worker was when it began."""
 
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
         partition: int,
         process: SimulatedProcess,
-        owns: Callable[[int], bool],
+        roles: Mapping[int, str],
     ) -> None:
         self._connection = connection
         self._partition = partition
         self._process = process
-        self._owns = owns
+        self._roles = roles
+        self._role = roles.get(partition)
 
     def execute(self, sql: str, *arguments: Any) -> Any:
         """One statement after the other; the process may die before and after each."""
@@ -282,8 +316,11 @@ class Statements:
     def _execute(self, sql: str, *arguments: Any) -> Any:
         process, word = self._process, sql.partition(" ")[0]
         process.passes(f"{word} {self._partition}")
-        if not self._owns(self._partition):
-            raise process.loop.violation(5, f"{process.name} writes partition {self._partition} after its revoke")
+        role = self._roles.get(self._partition)
+        if role is None or role != self._role:
+            raise process.loop.violation(
+                5, f"{process.name}, which was {self._role} of partition {self._partition}, writes it as {role}"
+            )
         if process.is_slow and word in ("COMMIT", "CHECKPOINT", "DELETE"):
             this_thread().sleep(process.loop.random.uniform(0.0, 2.0))
         result = self._connection.execute(sql, *arguments)
@@ -322,8 +359,9 @@ class SinkWorker:
         """See StoreWorker."""
         return topic_partition in self.assigned
 
-    async def assign(self, partitions: Collection[int], generation: int) -> None:
+    async def assign(self, partitions: Collection[int], standbys: Collection[int], generation: int) -> None:
         """As the sink app does."""
+        assert not standbys
         self.assigned = {TopicPartition(table.topic, number) for table in TABLES for number in partitions}
         self.intents.generation = generation
         await self.host.on_assigned(self.assigned, generation)

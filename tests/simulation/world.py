@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
@@ -55,6 +56,10 @@ class LogPartition(PartitionLog):
             rows[fields["id"] if is_keyed else offset] = (offset, fields["id"], fields["value"])
         return sorted(rows.values())
 
+    def poison_below(self, position: int) -> set[int]:
+        """The offsets of what is to be parked."""
+        return {offset for offset in self.offsets if offset < position} - set(self.deliverable)
+
     @property
     def watermarks(self) -> Watermarks:
         """What Kafka would say."""
@@ -88,12 +93,39 @@ class Kafka:
         }
         #: (topic partition, offset) of everything parked; repeats are allowed.
         self.parked: defaultdict[TopicPartition, set[int]] = defaultdict(set)
+        #: Of the store workers' group: its newest generation, and what its members committed.
+        self.generation = 0
+        self.committed: dict[TopicPartition, int] = {}
 
     async def answers(self) -> None:
         """A round trip. Raises KafkaError."""
         await asyncio.sleep(self.loop.random.choice((0.0, 0.001, 0.02)))
         if self.is_away:
             raise KafkaConnectionError("the broker is away")
+
+
+class Commits:
+    """The positions that the store workers' group committed, as one worker commits and asks for them."""
+
+    def __init__(self, kafka: Kafka, process: SimulatedProcess) -> None:
+        self._kafka = kafka
+        self._process = process
+        self.generation = 0
+
+    async def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Kafka refuses those of an older generation; what is not committed is with the next one."""
+        await self._process.has_effect("commit")
+        with suppress(KafkaConnectionError):
+            await self._kafka.answers()
+            if self.generation == self._kafka.generation:
+                self._kafka.committed.update(positions)
+
+    async def record(self, topic_partition: TopicPartition) -> tuple[int, str] | None:
+        """See streams.processes.hosting.CommittedRecord."""
+        await self._process.has_effect("read committed")
+        await self._kafka.answers()
+        position = self._kafka.committed.get(topic_partition)
+        return None if position is None else (position, "")
 
 
 class LogReader:

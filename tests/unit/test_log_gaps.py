@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from streams.ports import Watermarks
 from streams.positions import TopicPartition
 from streams.processes.hosting import HostedPartition, HostingParts, PartitionHost, PartitionState
 from streams.processes.log_gaps import check_position
-from streams.processes.recovery import Recovery, Rung
+from streams.processes.recovery import Recovered, Recovery, Rung
 from streams.processes.recovery_orders import OrderOutcome, RecoveryOrder, RecoveryOrders, RecoverySource
 from streams.processes.snapshotting import Snapshotter
 from streams.retry import Backoff
@@ -282,6 +283,24 @@ async def test_a_snapshot_of_before_a_topic_closes_no_gap_of_a_file_that_has_it(
     assert worker.hosted.state is PartitionState.FAILED
     assert "the store continues at offset 5" in str(worker.hosted.failure)
     assert worker.kept("behind") == []
+
+
+@pytest.mark.invariant(6, place="recovery")
+async def test_a_log_that_is_cut_while_all_of_it_was_to_be_replayed_is_recovered_anew(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recover, rungs = Recovery.recover, list[Rung]()
+
+    async def cut_meanwhile(*arguments: Any) -> Recovered:
+        recovered = await recover(*arguments)
+        rungs.append(recovered.rung)
+        worker.log.marks[TP] = Watermarks(5, 5, "a")
+        return recovered
+
+    monkeypatch.setattr(Recovery, "recover", cut_meanwhile)
+    await worker.assign()
+    assert rungs == [Rung.WHOLE_LOG, Rung.WHOLE_LOG], "the second one knows what the log has lost"
+    assert worker.log.reads == [(TP, 5)]
 
 
 async def test_a_gap_that_no_snapshot_closes_leaves_the_file_as_it_is(worker: Worker) -> None:

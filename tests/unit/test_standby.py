@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from streams.positions import TopicPartition
 from streams.processes import standby as standby_module
 from streams.processes.hosting import HostingParts, PartitionHost
 from streams.processes.local_copies import LocalCopies
-from streams.processes.recovery import Recovery, Rung
+from streams.processes.recovery import Recovered, Recovery, Rung
 from streams.processes.recovery_orders import RecoveryOrders
 from streams.processes.snapshotting import Snapshotter
 from streams.processes.standby import OwnersLetters, Standby, Standbys
@@ -60,7 +61,7 @@ class Worker:
             orders=RecoveryOrders(folder),
         )
         self.host = PartitionHost(parts, self.group_log)
-        copies = replace(
+        self.copies = copies = replace(
             parts,
             recovery=Recovery(self.store, self.repository, CODEC, claims_epochs=False),
             dead_letters=OwnersLetters(self._owners_position),
@@ -197,6 +198,24 @@ async def test_a_copy_that_the_log_no_longer_reaches_gives_way_to_a_snapshot_tha
     assert worker.standby() is standby
     assert standby.failure is None
     assert len(list(worker.folder.glob("0.duckdb.behind-*[0-9]"))) == 1
+
+
+@pytest.mark.invariant(6, place="recovery")
+async def test_a_log_that_is_cut_while_its_beginning_is_awaited_gives_way_to_a_snapshot(worker: Worker) -> None:
+    recover = worker.copies.recovery.recover
+
+    async def cut_meanwhile(*arguments: Any) -> Recovered:
+        recovered = await recover(*arguments)
+        if recovered.rung is Rung.WHOLE_LOG:
+            worker.log.marks[TP] = Watermarks(5, 5)
+            await worker.publish_owners_snapshot(0, 1, 2, 3, 4)
+        return recovered
+
+    worker.copies.recovery.recover = cut_meanwhile  # type: ignore[assignment,method-assign]
+    await worker.assign(standbys=[0])
+    await worker.warm()
+    assert worker.log.reads == [(TP, 5)]
+    assert worker.store.partitions()[0].next_offsets() == {EVENTS.topic: 5}, "it holds what came before"
 
 
 async def test_whatever_else_breaks_starts_the_standby_anew(worker: Worker) -> None:
