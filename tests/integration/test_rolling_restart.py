@@ -103,6 +103,6 @@ async def follow(client: AsyncClient, key: str) -> list[tuple[Any, ...]]:
         async for change in changes:
             rows = rows + Counter(change.added) - Counter(change.removed)
             assert rows == Counter(change.answer.rows)
-            if (int(key), LAST) in rows:
+            if (int(key), LAST) in rows and all(text == LAST for _, text in rows):
                 break
     return list(rows.elements())
