@@ -91,7 +91,12 @@ class Settings(BaseSettings):
         pattern=r"^\d+(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)$",
         description="Memory of DuckDB's buffer pool, over all partitions of a worker",
     )
-    store_threads: int = Field(default=2, ge=1, description="Threads of DuckDB, for queries and commits together")
+    store_threads: int = Field(
+        default=1,
+        ge=1,
+        description="Threads of DuckDB for one statement; several run at once anyway. More make a large query faster "
+        "where cores are idle, and every lookup and commit dearer",
+    )
     ingest_buffer_bytes_max: int = Field(
         default=INGEST_BUFFER_BYTES_MAX, ge=MIB, description="Bytes fetched but not yet durable, per worker"
     )
