@@ -30,9 +30,9 @@ from tests.oracle import Expected, expected_from_log, records_of, write_events, 
 from tests.system import pintail
 from tests.waiting import wait_for, worker_report
 
-KILLS = int(os.environ.get("PINTAIL_KILLS", "20"))
+KILLS = int(os.environ.get("PINTAIL_KILLS", "12"))
 #: An audit waits until both workers are back, some 10 s; PINTAIL_AUDIT_EVERY=1 has one after each kill.
-AUDIT_EVERY = int(os.environ.get("PINTAIL_AUDIT_EVERY", "10"))
+AUDIT_EVERY = int(os.environ.get("PINTAIL_AUDIT_EVERY", "6"))
 SEED = int(os.environ.get("PINTAIL_SEED", "1"))
 STORE, SINK = "store-0", "sink-0"
 EVENTS_PER_SECOND_MAX = 1000

@@ -20,7 +20,7 @@ from tests.query_generator import CATALOG, ORDERS, PARTITIONS, PAYMENTS, Generat
 from tests.query_store import write
 
 #: PINTAIL_TEST_QUERIES=10000 is the long mode.
-QUERIES = int(os.environ.get("PINTAIL_TEST_QUERIES", "300"))
+QUERIES = int(os.environ.get("PINTAIL_TEST_QUERIES", "150"))
 QUERIES_SEED = int(os.environ.get("PINTAIL_TEST_SEED", "1"))
 ORDERS_TOTAL, WORKERS = 90, 3
 
