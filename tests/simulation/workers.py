@@ -215,7 +215,8 @@ class StoreReader(LogReader):
         return marks
 
     async def read_from(self, positions: Mapping[TopicPartition, int]) -> None:
-        for topic_partition, position in positions.items():
+        # A single one is read again: batches may be queued that the store does not know of yet.
+        for topic_partition, position in positions.items() if len(positions) == len(TABLES) else ():
             store = self._worker.store.partitions().get(topic_partition.partition)
             if store is not None and topic_partition.topic not in store.next_offsets():
                 self._worker.note_beginning(topic_partition, position)
