@@ -25,6 +25,7 @@ from streams.limits import (
     QUERY_ROWS_MAX,
     REFUSED_IN_A_ROW_MAX,
     SUBSCRIPTION_EVERY_MS_MIN,
+    SUBSCRIPTIONS_BYTES_MAX,
     SUBSCRIPTIONS_MAX,
     SUBSCRIPTIONS_PER_CALLER_MAX,
 )
@@ -132,6 +133,9 @@ class Settings(BaseSettings):
     subscriptions_max: int = Field(default=SUBSCRIPTIONS_MAX, ge=0, description="Subscriptions that one worker keeps")
     subscriptions_per_caller_max: int = Field(
         default=SUBSCRIPTIONS_PER_CALLER_MAX, ge=0, description="Of these, those of one caller"
+    )
+    subscriptions_bytes_max: int = Field(
+        default=SUBSCRIPTIONS_BYTES_MAX, ge=0, description="Memory, in bytes, of the rows of all of them"
     )
 
     # Snapshots

@@ -38,6 +38,8 @@ WARM_LAG_RECORDS_MAX = 100_000
 #: Bytes of fetched batches that may wait for a worker's standbys.
 STANDBY_BUFFER_BYTES_MAX = 64 * MIB
 
+#: What the client sends of a request; a topic takes a little more by default.
+QUERY_REQUEST_BYTES_MAX = 900 * KIB
 QUERY_SQL_CHARS_MAX = 20_000
 QUERY_ROWS_MAX = 10_000
 QUERY_ANSWER_BYTES_MAX = 900 * KIB
@@ -59,6 +61,8 @@ SUBSCRIPTION_LEASE_MS_MAX = 300_000
 #: Subscriptions that one worker keeps, each with its rows in memory, and those of one caller among them.
 SUBSCRIPTIONS_MAX = 200
 SUBSCRIPTIONS_PER_CALLER_MAX = 50
+#: Memory of the rows of all subscriptions of one worker; one that needs more is refused, or ends.
+SUBSCRIPTIONS_BYTES_MAX = 64 * MIB
 #: Nodes, nesting, and tables plus SELECTs of one query's syntax tree.
 QUERY_NODES_MAX = 5_000
 QUERY_DEPTH_MAX = 64
@@ -80,8 +84,10 @@ assert DEAD_LETTER_TRUNCATED_BYTES < DEAD_LETTER_BYTES_MAX
 assert QUERY_ANSWER_BYTES_MAX < MIB  # Kafka's default message.max.bytes, with room for headers
 assert QUERY_ANSWER_BYTES_MAX <= QUERY_PART_BYTES_MAX <= QUERY_GATHERED_BYTES_MAX
 assert QUERY_CHUNK_BYTES_MAX < MIB
+assert QUERY_REQUEST_BYTES_MAX < MIB
 assert SUBSCRIPTION_EVERY_MS_MIN <= SUBSCRIPTION_EVERY_MS_DEFAULT < SUBSCRIPTION_LEASE_MS_DEFAULT
 assert SUBSCRIPTION_LEASE_MS_DEFAULT <= SUBSCRIPTION_LEASE_MS_MAX
 assert SUBSCRIPTIONS_PER_CALLER_MAX <= SUBSCRIPTIONS_MAX
+assert QUERY_ANSWER_BYTES_MAX < SUBSCRIPTIONS_BYTES_MAX
 assert REFUSAL_QUOTE_CHARS_MAX < REFUSAL_TEXT_CHARS_MAX
 assert QUERY_DEADLINE_MS_DEFAULT <= QUERY_DEADLINE_MS_MAX

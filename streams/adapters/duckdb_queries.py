@@ -82,19 +82,20 @@ class QueryCursors(Protocol):
 
 @dataclass(frozen=True)
 class AnswerBody:
-    """An answer without what the worker adds: exactly one of `rows_json` and `arrow`."""
+    """An answer without what the worker adds: one of `rows_json` and `arrow`."""
 
     columns: list[AnswerColumn]
     #: topic -> partition -> next_offset, of the tables that the query read.
     offsets: dict[str, dict[str, int]]
     executed_ms: float
-    rows_json: bytes = b""
+    #: Each one row or several, with commas between them.
+    rows_json: Sequence[bytes] = ()
     arrow: ArrowRows | None = None
 
     def serialise(self, head: AnswerHead, *, compressed: bool = False) -> bytes:
         """The value of the reply; `compressed` with LZ4, if it is in Arrow."""
         if self.arrow is None:
-            return serialise_answer(head, self.rows_json)
+            return serialise_answer(head, b"[" + b",".join(self.rows_json) + b"]")
         schema, batches = self.arrow
         return serialise_arrow_answer(head, batches, schema, compressed=compressed)
 
@@ -270,14 +271,18 @@ class FetchLimits:
 
     rows_max: int
     bytes_max: int
+    #: Whether JSON comes row by row.
+    row_by_row: bool = False
 
-    def fetch(self, cursor: duckdb.DuckDBPyConnection, answer_format: AnswerFormat) -> tuple[bytes, ArrowRows | None]:
+    def fetch(
+        self, cursor: duckdb.DuckDBPyConnection, answer_format: AnswerFormat
+    ) -> tuple[Sequence[bytes], ArrowRows | None]:
         """The rows of the cursor's statement, in JSON or in Arrow. Raises QueryRefusedError beyond a limit."""
         if answer_format is AnswerFormat.ARROW:
-            return b"", self._fetch_arrow(cursor)
+            return (), self._fetch_arrow(cursor)
         return self._fetch_json(cursor), None
 
-    def _fetch_json(self, cursor: duckdb.DuckDBPyConnection) -> bytes:
+    def _fetch_json(self, cursor: duckdb.DuckDBPyConnection) -> list[bytes]:
         encode = row_encoder([kind for _, kind, *_ in cursor.description])
         chunks: list[bytes] = []
         rows_count = bytes_count = 0
@@ -285,11 +290,12 @@ class FetchLimits:
             rows_count += len(rows)
             if rows_count > self.rows_max:
                 raise too_many_rows(self.rows_max)
-            chunks.append(encode(rows)[1:-1])
-            bytes_count += len(chunks[-1]) + 1
+            encoded = [encode([row])[1:-1] for row in rows] if self.row_by_row else [encode(rows)[1:-1]]
+            chunks += encoded
+            bytes_count += sum(map(len, encoded)) + len(encoded)
             if bytes_count > self.bytes_max:
                 raise too_many_bytes(self.bytes_max)
-        return b"[" + b",".join(chunks) + b"]"
+        return chunks
 
     def _fetch_arrow(self, cursor: duckdb.DuckDBPyConnection) -> ArrowRows:
         reader = cursor.to_arrow_reader(_CHUNK_ROWS)

@@ -40,7 +40,7 @@ from streams.adapters.kafka_partitioner import partition_of
 from streams.adapters.kafka_topics import QUERY_RETENTION_MS, REPLY_PARTITIONS, TopicSpecification, ensure_topics
 from streams.batches import RecordBatch
 from streams.client.answer import Answer
-from streams.client.subscription import Change, changes
+from streams.client.subscription import Change, Pushes, changes
 from streams.client.written import AtLeast, Written, positions_of
 from streams.config import Settings, load_settings
 from streams.errors import (
@@ -53,6 +53,7 @@ from streams.errors import (
 from streams.limits import (
     QUERY_DEADLINE_MS_DEFAULT,
     QUERY_DEADLINE_MS_MAX,
+    QUERY_REQUEST_BYTES_MAX,
     SUBSCRIPTION_EVERY_MS_DEFAULT,
     SUBSCRIPTION_LEASE_MS_DEFAULT,
     SUBSCRIPTION_LEASE_MS_MAX,
@@ -91,7 +92,8 @@ class AsyncClient:
         self._waiting: dict[str, asyncio.Future[_Reply]] = {}
         self._chunks: dict[str, ChunkCollector] = {}
         #: Of each subscription, by its id.
-        self._pushes: dict[str, asyncio.Queue[bytes]] = {}
+        self._pushes: dict[str, Pushes] = {}
+        self._is_closed = False
 
     @classmethod
     async def connect(cls, settings: Settings | None = None) -> Self:
@@ -118,10 +120,13 @@ class AsyncClient:
         return client
 
     async def close(self) -> None:
-        """Disconnects; requests in flight end with RequestTimeoutError. Idempotent."""
+        """Disconnects; requests in flight and subscriptions end with RequestTimeoutError. Idempotent."""
+        self._is_closed = True
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(RequestTimeoutError("the client was closed", hint="keep it open while you wait"))
+                future.set_exception(closed())
+        for pushes in self._pushes.values():
+            pushes.fail(closed())
         await asyncio.gather(
             self._replies.stop(), self._producer.stop(), *([self._publisher.stop()] if self._publisher else [])
         )
@@ -245,6 +250,8 @@ class AsyncClient:
 
     async def _ask(self, template: QueryRequest, deadline: float) -> _Reply:
         """One request, one reply. Raises RequestTimeoutError."""
+        if self._is_closed:
+            raise closed()
         remaining_ms = (deadline - _now()) * 1000
         budget_ms = remaining_ms - min(remaining_ms * _WAY_BACK_FRACTION, _WAY_BACK_MS_MAX)
         request = template.model_copy(update={"id": uuid.uuid4().hex, "deadline_ms": int(budget_ms)})
@@ -265,7 +272,7 @@ class AsyncClient:
             self._cancel(request, partition)
             raise
         except PublishingError as error:
-            raise _unsent(error) from error
+            raise _unsent(error, self._settings) from error
         finally:
             del self._waiting[request.id]
             self._chunks.pop(request.id, None)
@@ -304,7 +311,7 @@ class AsyncClient:
         for index, key in enumerate(batch.keys):
             request_id = (key or b"").decode("utf-8", "replace")
             if (pushes := self._pushes.get(request_id)) is not None:
-                pushes.put_nowait(batch.values[index] or b"")
+                pushes.put(batch.values[index] or b"")
                 continue
             future = self._waiting.get(request_id)
             if future is None or future.done():
@@ -331,9 +338,11 @@ class _Line:
         self._partition = partition
 
     @contextlib.contextmanager
-    def pushes_of(self, request: QueryRequest) -> Iterator[asyncio.Queue[bytes]]:
+    def pushes_of(self, request: QueryRequest) -> Iterator[Pushes]:
         """See Line."""
-        pushes = self._client._pushes[request.id] = asyncio.Queue()
+        if self._client._is_closed:
+            raise closed()
+        pushes = self._client._pushes[request.id] = Pushes()
         try:
             yield pushes
         finally:
@@ -345,14 +354,29 @@ class _Line:
         self._client._send(request, self._partition).add_done_callback(_failure_of)  # silence says it too
 
 
-def _unsent(error: PublishingError) -> RequestTimeoutError:
-    return RequestTimeoutError(f"the request could not be sent: {error.message}", hint="check that the broker runs")
+def closed() -> RequestTimeoutError:
+    """For who waits when the client is closed, or asks after that."""
+    return RequestTimeoutError("the client was closed", hint="keep it open while you wait")
+
+
+def _unsent(error: PublishingError, settings: Settings) -> RequestTimeoutError:
+    return RequestTimeoutError(
+        f"the request could not be sent: {error.message}",
+        hint=f"check that the broker runs and has the topic {settings.query_topic}, which a store worker creates, and"
+        " PINTAIL_KAFKA and PINTAIL_APPLICATION",
+    )
 
 
 def _request(**fields: Any) -> QueryRequest:
-    """The request, refused here in the words in which a worker would refuse it."""
+    """The request, refused here in the words in which a worker would refuse it, or for what Kafka would not take."""
     try:
-        return checked_request(fields)
+        request = checked_request(fields)
+        size = len(serialise_request(request))
+        if size > QUERY_REQUEST_BYTES_MAX:
+            raise RequestError(
+                f"a request of {size} bytes, which is more than the {QUERY_REQUEST_BYTES_MAX} it may have"
+            )
+        return request
     except RequestError as error:
         raise QueryRefusedError(
             str(error),

@@ -17,8 +17,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import orjson
-
 from schemas.deltas import Delta, DeltaError, split
 from schemas.messages import Push, PushKind, QueryRequest, Refusal, RefusalCode, RequestError, read_push
 from streams.client.answer import Answer
@@ -27,6 +25,8 @@ from streams.errors import QueryRefusedError, RequestTimeoutError
 _PAUSE_SECONDS = 0.1
 #: Renewals in the time of a lease: one that is lost does not end it.
 _RENEWALS_PER_LEASE = 3
+#: Pushes that wait for a caller who does not come; each has at most the bytes of an answer.
+_WAITING_PUSHES_MAX = 100
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,52 @@ class Change:
     removed: Sequence[tuple[Any, ...]]
 
 
+class Pushes:
+    """What came for a subscription and is not taken yet."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[bytes | RequestTimeoutError] = asyncio.Queue()
+
+    def put(self, value: bytes) -> None:
+        """Of too many that wait none is kept, and the subscription begins anew."""
+        if self._waiting.qsize() >= _WAITING_PUSHES_MAX:
+            while not self._waiting.empty():
+                self._waiting.get_nowait()
+            value = b""  # no push: as if one had been lost
+        self._waiting.put_nowait(value)
+
+    def fail(self, error: RequestTimeoutError) -> None:
+        """Ends the subscription with this error, once what waits is taken."""
+        self._waiting.put_nowait(error)
+
+    async def next(self, *, until: float) -> Push | None:
+        """The next push; None if there is none in time. Raises QueryRefusedError for the end of the subscription, or
+        what it failed with."""
+        if self._waiting.empty():
+            try:
+                async with asyncio.timeout_at(until):
+                    value = await self._waiting.get()
+            except TimeoutError:
+                return None
+        else:
+            value = self._waiting.get_nowait()
+        if not isinstance(value, bytes):
+            raise value
+        try:
+            reply = read_push(value)
+        except RequestError:
+            raise _LostError from None
+        if isinstance(reply, Refusal):
+            raise QueryRefusedError.of(reply)
+        return reply
+
+
 class Line(Protocol):
     """How requests leave and pushes come; AsyncClient has one."""
 
-    def pushes_of(self, request: QueryRequest) -> AbstractContextManager[asyncio.Queue[bytes]]:
-        """What comes under the request's id, while the context lasts; then the subscription is cancelled."""
+    def pushes_of(self, request: QueryRequest) -> AbstractContextManager[Pushes]:
+        """What comes under the request's id, while the context lasts; then the subscription is cancelled. Raises
+        RequestTimeoutError if the line is closed."""
         ...
 
     async def send(self, request: QueryRequest) -> None:
@@ -73,7 +114,7 @@ async def changes(
                 await line.send(asked)
                 renewal, expected = _now() + renewal_seconds, deadline
                 while True:
-                    push = await _next(pushes, until=min(renewal, expected))
+                    push = await pushes.next(until=min(renewal, expected))
                     if push is not None:
                         change = held.changed_by(push)
                         deadline = expected = math.inf
@@ -114,40 +155,29 @@ class _Held:
         incoming = [tuple(row) for row in push.rows]
         if push.kind is PushKind.FULL:
             rows = incoming
-            keys, new_keys = [orjson.dumps(row) for row in old], [orjson.dumps(row) for row in rows]
+            # Not the rows, which may hold dictionaries; to these True is another value than 1.
+            keys, new_keys = [repr(row) for row in old], [repr(row) for row in rows]
+            is_change = keys != new_keys
             added = [rows[place] for place in split(new_keys, keys)[1]]
             removed = [old[place] for place in split(keys, new_keys)[1]]
         else:
-            if newest is None or push.sequence != newest.sequence + 1 or push.epoch != newest.epoch:
+            if newest is None or not _follows(newest, push):
                 raise _LostError
             try:
                 rows = Delta(tuple(push.removed), tuple(push.inserted)).applied(old, incoming)
             except DeltaError:
                 raise _LostError from None
             added, removed = incoming, [old[place] for place in push.removed]
+            is_change = bool(added or removed)
         self._rows, self._newest = rows, push
-        if newest is not None and rows == old:
+        if newest is not None and not is_change:
             return None
         return Change(Answer.of(push.model_copy(update={"rows": rows})), added, removed)
 
 
-async def _next(pushes: asyncio.Queue[bytes], *, until: float) -> Push | None:
-    """The next push; None if there is none in time. Raises QueryRefusedError for the end of the subscription."""
-    if pushes.empty():
-        try:
-            async with asyncio.timeout_at(until):
-                value = await pushes.get()
-        except TimeoutError:
-            return None
-    else:
-        value = pushes.get_nowait()
-    try:
-        reply = read_push(value)
-    except RequestError:
-        raise _LostError from None
-    if isinstance(reply, Refusal):
-        raise QueryRefusedError.of(reply)
-    return reply
+def _follows(older: Push, newer: Push) -> bool:
+    """Whether they are of one subscription, and nothing was lost between them."""
+    return (newer.id, newer.epoch, newer.sequence) == (older.id, older.epoch, older.sequence + 1)
 
 
 def _silent() -> RequestTimeoutError:

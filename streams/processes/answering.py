@@ -15,7 +15,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,6 +72,7 @@ _INTERRUPT_INTERVAL_SECONDS = 0.02
 #: Reply topic, its partition and the request's id: under these a request can be cancelled.
 Asker = tuple[str | None, int | None, str | None]
 _ROWS_UNLIMITED = 2**62
+_INCONSISTENTLY = "leave out consistency: `offsets` says which point of each the answer shows"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ class Reply:
     headers: Headers
     #: Of an asker who takes several records.
     record_bytes_max: int | None = None
+    #: Of an answer to one who subscribes: what the value is made of, its rows one by one.
+    head: AnswerHead | None = None
+    rows: Sequence[bytes] = ()
 
     @property
     def is_answer(self) -> bool:
@@ -216,12 +220,7 @@ class QueryService:
             return refusal_reply(envelope, _cancelled())
         except Exception:  # last line of invariants 9 and 10: the asker is told, the operator gets the traceback
             log.exception("request %s failed", envelope.id)
-            failed = QueryRefusedError(
-                "the worker failed on this request",
-                code=RefusalCode.INTERNAL,
-                hint="the worker's log has the details; please report it",
-            )
-            return refusal_reply(envelope, failed)
+            return refusal_reply(envelope, failed())
         finally:
             self._cancelled.discard(asker)
             if self._asking.get(asker) is task:
@@ -245,8 +244,7 @@ class QueryService:
                 scope = self._scope(accepted)
                 await self._wait_until_applied(accepted, scope)
                 if accepted.asked_partition is None and len(scope) < self._state.partitions_total:
-                    if accepted.request.consistency is Consistency.SNAPSHOT:
-                        raise _no_common_point(len(scope), self._state.partitions_total)
+                    self._check_may_gather(accepted, scope)
                     return await self._gathered(envelope, accepted)
                 accepted.doing = "waiting for a free query slot"
                 await self._slots.acquire(accepted.caller)
@@ -264,6 +262,14 @@ class QueryService:
         finally:
             self._in_flight -= 1
         return self._reply(envelope, accepted, body, epochs, waited_ms)
+
+    def _check_may_gather(self, accepted: _Accepted, scope: Mapping[int, int]) -> None:
+        """Refuses, to be asked again, what one worker has to answer: a partition may be on its way to this one."""
+        request, total = accepted.request, self._state.partitions_total
+        if request.consistency is Consistency.SNAPSHOT:
+            raise _of_one_worker("a snapshot shows", len(scope), total, _INCONSISTENTLY)
+        if request.subscribe:
+            raise _of_one_worker("a subscription reads", len(scope), total, "ask the query at intervals")
 
     async def _gathered(self, envelope: RequestEnvelope, accepted: _Accepted) -> Reply:
         """The answer to which other workers contribute what their partitions hold."""
@@ -312,6 +318,13 @@ class QueryService:
             request = envelope.request()
         except RequestError as error:
             raise QueryRefusedError(str(error), code=RefusalCode.NOT_A_REQUEST, hint=_HOW_TO_ASK) from None
+        from_worker = envelope.reply_to == self._settings.part_topic
+        if from_worker and request.subscribe:
+            raise QueryRefusedError(
+                f"{self._settings.part_topic} is for what workers ask one another, and they do not subscribe",
+                code=RefusalCode.NOT_ALLOWED,
+                hint="give a reply_to of your own",
+            )
         asked_ms = QUERY_DEADLINE_MS_DEFAULT if request.deadline_ms is None else request.deadline_ms
         if asked_ms > QUERY_DEADLINE_MS_MAX:
             raise QueryRefusedError(
@@ -337,7 +350,7 @@ class QueryService:
             deadline=now + remaining_ms / 1000,
             asked_partition=self._asked_partition(request),
             caller=caller_of(envelope, request),
-            is_part=envelope.reply_to == self._settings.part_topic,
+            is_part=from_worker and request.format is AnswerFormat.ARROW and request.partition is not None,
         )
 
     def _asked_partition(self, request: QueryRequest) -> int | None:
@@ -422,7 +435,11 @@ class QueryService:
             rows_max, bytes_max = _ROWS_UNLIMITED, QUERY_PART_BYTES_MAX
         elif accepted.request.chunked:
             rows_max, bytes_max = _ROWS_UNLIMITED, settings.query_chunked_bytes_max
-        return FetchLimits(_smaller(limits.rows, rows_max), _smaller(limits.bytes, bytes_max))
+        return FetchLimits(
+            _smaller(limits.rows, rows_max),
+            _smaller(limits.bytes, bytes_max),
+            row_by_row=accepted.request.subscribe,
+        )
 
     async def _in_slot(self, caller: str, query: Interruptible) -> AnswerBody:
         await self._slots.acquire(caller)
@@ -476,6 +493,8 @@ class QueryService:
         if len(value) > bytes_max:
             raise too_many_bytes(bytes_max)
         reply = _to_asker(envelope, value, request.format, "ok")
+        if request.subscribe:
+            return replace(reply, head=head, rows=body.rows_json)
         return replace(reply, record_bytes_max=QUERY_CHUNK_BYTES_MAX) if request.chunked else reply
 
     def _overloaded(self) -> QueryRefusedError:
@@ -547,6 +566,15 @@ def refusal_reply(envelope: RequestEnvelope, error: QueryRefusedError) -> Reply:
     return _to_asker(envelope, serialise_refusal(refusal), AnswerFormat.JSON, "refused")
 
 
+def failed() -> QueryRefusedError:
+    """For an exception that nobody foresaw: the operator gets the traceback, the asker this."""
+    return QueryRefusedError(
+        "the worker failed on this request",
+        code=RefusalCode.INTERNAL,
+        hint="the worker's log has the details; please report it",
+    )
+
+
 def _to_asker(envelope: RequestEnvelope, value: bytes, answer_format: AnswerFormat, status: str) -> Reply:
     assert envelope.reply_to is not None
     return Reply(
@@ -572,12 +600,11 @@ def _deadline_exceeded(accepted: _Accepted) -> QueryRefusedError:
     )
 
 
-def _no_common_point(here: int, total: int) -> QueryRefusedError:
-    """Retriable, since a partition may be on its way to this worker."""
+def _of_one_worker(what: str, here: int, total: int, otherwise: str) -> QueryRefusedError:
     return QueryRefusedError(
-        f"a snapshot shows the partitions of one worker, and this one serves {here} of {total}",
+        f"{what} the partitions of one worker, and this one serves {here} of {total}",
         code=RefusalCode.NOT_SERVING,
-        hint="give a key or a partition, or leave out consistency: `offsets` says which point of each the answer shows",
+        hint=f"give a key or a partition, or {otherwise}",
         retriable=True,
     )
 

@@ -13,26 +13,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from schemas.deltas import Delta
-from schemas.messages import PushKind, QueryRequest, RefusalCode, RequestEnvelope, RequestError, read_envelope
+from schemas.messages import (
+    AnswerHead,
+    PushKind,
+    QueryRequest,
+    RefusalCode,
+    RequestEnvelope,
+    RequestError,
+    read_envelope,
+)
 from streams import telemetry
 from streams.adapters.duckdb_refusals import not_serving
 from streams.config import Settings
 from streams.errors import QueryRefusedError, StoreError
+from streams.finishing import in_thread
 from streams.limits import (
     SUBSCRIPTION_EVERY_MS_DEFAULT,
     SUBSCRIPTION_LEASE_MS_DEFAULT,
     SUBSCRIPTION_LEASE_MS_MAX,
 )
 from streams.ports import DeadLetter, ServingState
-from streams.processes.answering import Asker, IncomingRequest, Reply, caller_of, refusal_reply
+from streams.processes.answering import Asker, IncomingRequest, Reply, caller_of, failed, refusal_reply
 from streams.processes.gathering import Sending
 
 log = logging.getLogger(__name__)
@@ -55,7 +65,9 @@ class _Subscription:
     ordered: bool
     renewed: asyncio.Event = field(default_factory=asyncio.Event)
     #: What the caller holds: the rows, each as its JSON.
-    rows: list[bytes] = field(default_factory=list)
+    rows: Sequence[bytes] = ()
+    #: The memory that they take.
+    rows_bytes: int = 0
     #: Columns and epoch of the answer that they are of.
     shape: Any = None
     #: topic -> partition -> next_offset of the newest answer.
@@ -86,6 +98,7 @@ class Subscriptions:
         self._send = send
         self._now_ms = now_ms
         self._kept: dict[Asker, _Subscription] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(self, incoming: IncomingRequest) -> Outcome:
         """The one outcome of a request; None for a record that renews or cancels, and for one that subscribes, once its
@@ -112,12 +125,16 @@ class Subscriptions:
             return await self._begin(asker, envelope, request, incoming)
         except QueryRefusedError as refused:
             return refusal_reply(envelope, refused)
+        except Exception:  # as in QueryService: the asker is told (invariants 9 and 10)
+            log.exception("subscription %s failed", envelope.id)
+            return refusal_reply(envelope, failed())
 
     async def close(self) -> None:
-        """Ends all; the caller has stopped handing in requests."""
+        """Ends all, and waits until each has said so; the caller has stopped handing in requests."""
         await asyncio.gather(
             *(self._end(subscription, not_serving("the worker stops")) for subscription in self._kept.values())
         )
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- the life of one ---------------------------------------------------------------------------------------------
 
@@ -140,12 +157,14 @@ class Subscriptions:
             outcome = await self._answer(incoming)
             if not isinstance(outcome, Reply) or not outcome.is_answer:
                 return outcome
-            push = self._push_of(subscription, outcome)
+            push = await self._push_of(subscription, outcome)
             assert push is not None, "the first one"
             await self._deliver(push)
             if subscription.ended is not None:
                 raise subscription.ended
             subscription.task = asyncio.create_task(self._keep(subscription))
+            self._tasks.add(subscription.task)
+            subscription.task.add_done_callback(self._tasks.discard)
         finally:
             if subscription.task is None:
                 del self._kept[asker]
@@ -160,13 +179,16 @@ class Subscriptions:
             final = refusal_reply(subscription.envelope, refused)
         except Exception:  # the boundary of one subscription (invariant 10)
             log.exception("subscription %s failed", subscription.envelope.id)
-            final = refusal_reply(subscription.envelope, _failed())
+            final = refusal_reply(subscription.envelope, failed())
         self._forget(subscription)  # first, so that a renewal that comes meanwhile begins it anew
         await self._deliver(final)
 
     async def _end(self, subscription: _Subscription, why: QueryRefusedError) -> None:
-        """Ends it from outside, and says why; one whose first push is not sent yet ends after it."""
+        """Ends it from outside, and says why; one whose first push is not sent yet ends after it, and one that ended
+        by itself has said why."""
         subscription.ended = why
+        if self._kept.get(subscription.asker) is not subscription:
+            return
         if (task := subscription.task) is not None:
             self._forget(subscription)
             task.cancel()
@@ -187,7 +209,7 @@ class Subscriptions:
             assert isinstance(outcome, Reply), "its request was answered before"
             if not outcome.is_answer:
                 return outcome
-            if (push := self._push_of(subscription, outcome, even_unchanged=was_renewed)) is not None:
+            if (push := await self._push_of(subscription, outcome, even_unchanged=was_renewed)) is not None:
                 await self._deliver(push)
 
     async def _until_due(self, subscription: _Subscription) -> None:
@@ -215,30 +237,23 @@ class Subscriptions:
         if subscription.expires <= _loop_time():
             raise _lease_expired()
 
-    def _push_of(self, subscription: _Subscription, answer: Reply, *, even_unchanged: bool = True) -> Reply | None:
+    async def _push_of(
+        self, subscription: _Subscription, answer: Reply, *, even_unchanged: bool = True
+    ) -> Reply | None:
         """What tells the caller of this answer; None if nothing changed. Raises QueryRefusedError."""
-        fields = orjson.loads(answer.value)
-        if not {int(partition) for partition in fields["epoch"]} <= self._state.serving().keys():
-            raise not_serving("a partition left this worker") if subscription.sequence >= 0 else _scattered()
-        subscription.offsets, subscription.looked = fields["offsets"], _loop_time()
-        shape = fields["columns"], fields["epoch"]
-        old, new = subscription.rows, [orjson.dumps(row) for row in fields["rows"]]
-        change = None
-        if shape == subscription.shape:
-            change = Delta.between(old, new, ordered=subscription.ordered)
-            if change is not None and not (change[0].removed or change[0].inserted or even_unchanged):
-                return None
+        head, new = answer.head, answer.rows
+        assert head is not None, "it is for one who subscribes"
+        subscription.offsets, subscription.looked = head.offsets, _loop_time()
+        shape = head.columns, head.epoch
+        old = subscription.rows if shape == subscription.shape else None
+        step = await in_thread(_step, head, old, new, subscription.ordered, subscription.sequence + 1)
+        if not (step.is_change or even_unchanged):
+            return None
+        self._check_bytes(subscription, step.rows_bytes)
+        subscription.shape, subscription.rows, subscription.rows_bytes = shape, step.rows, step.rows_bytes
         subscription.sequence += 1
-        subscription.shape, subscription.rows = shape, new
-        kind, value = PushKind.FULL, _push(fields, subscription.sequence, PushKind.FULL, Delta((), ()))
-        if change is not None:
-            delta, rows = change
-            fields["rows"] = [orjson.Fragment(rows[place]) for place in delta.inserted]
-            small = _push(fields, subscription.sequence, PushKind.DELTA, delta)
-            if len(small) < len(value):
-                subscription.rows, kind, value = rows, PushKind.DELTA, small
-        telemetry.PUSHES.labels(kind).inc()
-        return replace(answer, value=value)
+        telemetry.PUSHES.labels(step.kind).inc()
+        return replace(answer, value=step.value)
 
     async def _deliver(self, reply: Reply) -> None:
         for value, headers in reply.records():
@@ -252,10 +267,57 @@ class Subscriptions:
         if len(self._kept) >= self._settings.subscriptions_max:
             raise _no_room(f"this worker has {len(self._kept)} subscriptions", "ask again later, or query at intervals")
 
+    def _check_bytes(self, subscription: _Subscription, rows_bytes: int) -> None:
+        """Raises QueryRefusedError if there is no room for the rows that a subscription has from now on."""
+        others_bytes = sum(each.rows_bytes for each in self._kept.values()) - subscription.rows_bytes
+        if others_bytes + rows_bytes > self._settings.subscriptions_bytes_max:
+            raise _no_room(
+                f"the rows of this subscription take {rows_bytes} bytes, those of the others on this worker"
+                f" {others_bytes}, and all have {self._settings.subscriptions_bytes_max}",
+                "subscribe to fewer rows, ask again later, or query at intervals",
+            )
 
-def _push(fields: dict[str, Any], sequence: int, kind: PushKind, delta: Delta) -> bytes:
-    places = {"removed": delta.removed, "inserted": delta.inserted}
-    return orjson.dumps({**fields, "sequence": sequence, "kind": kind, **places})
+
+@dataclass(frozen=True)
+class _Step:
+    """From the rows that the caller holds to those of an answer."""
+
+    kind: PushKind
+    value: bytes
+    #: What the caller holds then, and the memory that it takes.
+    rows: Sequence[bytes]
+    rows_bytes: int
+    is_change: bool
+
+
+def _step(head: AnswerHead, old: Sequence[bytes] | None, new: Sequence[bytes], ordered: bool, sequence: int) -> _Step:
+    """The smaller of a whole answer and a delta. `old` is None if there can be none. On a thread: with many rows it
+    takes milliseconds, in which the loop has others to answer."""
+    rows_bytes = sum(map(sys.getsizeof, new))
+    whole = _push(head, new, sequence, PushKind.FULL, Delta((), ()))
+    change = None if old is None else Delta.between(old, new, ordered=ordered)
+    if change is None:
+        return _Step(PushKind.FULL, whole, new, rows_bytes, is_change=True)
+    delta, rows = change
+    small = _push(head, [rows[place] for place in delta.inserted], sequence, PushKind.DELTA, delta)
+    is_change = bool(delta.removed or delta.inserted)
+    if len(small) < len(whole):
+        return _Step(PushKind.DELTA, small, rows, rows_bytes, is_change)
+    return _Step(PushKind.FULL, whole, new, rows_bytes, is_change)
+
+
+def _push(head: AnswerHead, rows: Sequence[bytes], sequence: int, kind: PushKind, delta: Delta) -> bytes:
+    """`rows` are the encoder's and stay as they are: a parser would round numbers."""
+    return orjson.dumps(
+        {
+            **head.model_dump(mode="json"),
+            "rows": [orjson.Fragment(row) for row in rows],
+            "sequence": sequence,
+            "kind": kind,
+            "removed": delta.removed,
+            "inserted": delta.inserted,
+        }
+    )
 
 
 def _lease_seconds(request: QueryRequest) -> float:
@@ -277,24 +339,8 @@ def _cancelled() -> QueryRefusedError:
     )
 
 
-def _scattered() -> QueryRefusedError:
-    return QueryRefusedError(
-        "a subscription reads the partitions of one worker, and this query needs those of several",
-        code=RefusalCode.NOT_ALLOWED,
-        hint="give a key or a partition, one subscription for each partition; or ask the query at intervals",
-    )
-
-
 def _no_room(message: str, hint: str) -> QueryRefusedError:
     return QueryRefusedError(message, code=RefusalCode.OVERLOADED, hint=hint, retriable=True, retry_after_ms=1_000)
-
-
-def _failed() -> QueryRefusedError:
-    return QueryRefusedError(
-        "the worker failed on this subscription",
-        code=RefusalCode.INTERNAL,
-        hint="the worker's log has the details; please report it",
-    )
 
 
 def _loop_time() -> float:

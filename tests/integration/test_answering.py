@@ -295,6 +295,35 @@ async def test_a_snapshot_of_what_several_workers_serve_is_refused_with_the_way_
     assert one.rows == [[10]]
 
 
+async def test_what_several_workers_serve_is_not_subscribed_to_until_one_has_it_all(writing_worker: Worker) -> None:
+    del writing_worker.state.epochs[1]
+    refusal = await writing_worker.refused("SELECT 1", subscribe=True)  # gathers nothing: `asks_nobody` would fail
+    assert (refusal.code, refusal.retriable) == (RefusalCode.NOT_SERVING, True)
+    assert "give a key or a partition" in refusal.hint
+
+
+async def test_an_answer_to_one_who_subscribes_has_its_rows_as_they_were_encoded(worker: Worker) -> None:
+    sql = "SELECT '[1e400, 12345678901234567890123]'::JSON AS j UNION ALL SELECT '[1]'::JSON"
+    reply = await worker.outcome({"id": "q1", "sql": sql, "reply_to": "replies", "subscribe": True})
+    assert isinstance(reply, Reply)
+    assert sorted(reply.rows) == [b"[[1]]", b"[[1e400, 12345678901234567890123]]"]
+    assert reply.head is not None
+    assert reply.head.columns[0].type == "JSON"
+
+
+async def test_only_a_part_of_an_answer_has_the_limits_of_one(new_worker: WorkerMaker) -> None:
+    worker = new_worker(query_rows_max=3)
+    parts = Settings().part_topic
+    for fields in ({"partition": 0}, {"format": "arrow"}):
+        refusal = await worker.refused("SELECT id FROM flights LIMIT 4", reply_to=parts, **fields)
+        assert refusal.code == RefusalCode.TOO_MANY_ROWS, fields
+    part = {"id": "q1", "sql": "SELECT id FROM flights LIMIT 4", "reply_to": parts, "partition": 0, "format": "arrow"}
+    reply = await worker.outcome(part)
+    assert reply.is_answer
+    refusal = await worker.refused("SELECT 1", reply_to=parts, partition=0, subscribe=True)
+    assert refusal.code == RefusalCode.NOT_ALLOWED
+
+
 async def test_read_your_writes_waits_for_the_record(writing_worker: Worker) -> None:
     asking = asyncio.create_task(
         writing_worker.answered("SELECT count(*) FROM flights", at_least={"flights": {"2": 10}})

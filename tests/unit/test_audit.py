@@ -132,7 +132,7 @@ class Site:
         )
         body = query.run()
         offsets = {topic: {int(number): at for number, at in each.items()} for topic, each in body.offsets.items()}
-        return Answer(orjson.loads(body.rows_json), offsets)
+        return Answer(orjson.loads(b"[" + b",".join(body.rows_json) + b"]"), offsets)
 
     async def audited(self, definition: TableDefinition, *, with_sink: bool = False) -> PartitionAudit:
         parts = AuditParts(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import pytest
@@ -21,31 +22,35 @@ from schemas.messages import (
     RefusalCode,
     read_envelope,
     read_push,
-    serialise_answer,
     serialise_request,
 )
 from streams.adapters.duckdb_refusals import not_serving
 from streams.batches import Headers
-from streams.client.subscription import Change, changes
+from streams.client.subscription import Change, Pushes, changes
 from streams.config import Settings
 from streams.errors import QueryRefusedError, RequestTimeoutError, StaleEpochError
 from streams.processes.answering import IncomingRequest, Reply, refusal_reply
 from streams.processes.subscriptions import Subscriptions
 from tests.watched_log import until
 
-Row = list[Any]
+#: As values, or as the encoder's JSON.
+Row = list[Any] | bytes
 
 
 class Table:
     """One partition of a table: the rows that every query gets, the state of its worker, and the answers."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: Sequence[Row] = []
         self.next_offset = 0
         self.epochs = {0: 1}
         self.partitions_total = 1
         self.asked = 0
         self.refusal: QueryRefusedError | None = None
+        self.fault: Exception | None = None
+        #: Answers wait for it.
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self._moved = asyncio.Condition()
 
     async def put(self, *rows: Row) -> None:
@@ -76,6 +81,9 @@ class Table:
     async def answer(self, incoming: IncomingRequest) -> Reply | None:
         """What QueryService answers."""
         self.asked += 1
+        await self.may_answer.wait()
+        if self.fault is not None:
+            raise self.fault
         envelope = read_envelope(incoming.value)
         if envelope.cancels is not None:
             return None
@@ -88,8 +96,18 @@ class Table:
             epoch={str(partition): epoch for partition, epoch in self.epochs.items()},
             timing=AnswerTiming(queued_ms=0, waited_ms=0, executed_ms=0),
         )
-        value = serialise_answer(head, orjson.dumps(self.rows))
-        return Reply("replies", 0, b"s1", value, (("status", b"ok"), ("format", b"json")))
+        rows = Rows(row if isinstance(row, bytes) else orjson.dumps(row) for row in self.rows)
+        return Reply("replies", 0, b"s1", b"", (("status", b"ok"), ("format", b"json")), head=head, rows=rows)
+
+
+class Rows(list[bytes]):
+    """Knows which threads looked through them."""
+
+    read_by: ClassVar[set[threading.Thread]] = set()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.read_by.add(threading.current_thread())
+        return super().__iter__()
 
 
 class Worker:
@@ -258,22 +276,65 @@ async def test_a_worker_that_stops_says_so(worker: Worker) -> None:
     assert (await worker.ended()).code == RefusalCode.NOT_SERVING
 
 
-async def test_what_several_workers_hold_is_refused_with_the_way_out(worker: Worker) -> None:
-    worker.table.partitions_total = 2
-    answer = worker.table.answer
+async def test_rows_are_pushed_as_the_encoder_wrote_them(worker: Worker) -> None:
+    """A parser would round a JSON column's numbers, drop its repeated keys, and refuse what no float can hold."""
+    await worker.table.put(b'[{"a":12345678901234567890123,"a":1.10}]', b"[1e400]", *MANY)
+    await worker.take()
+    assert b'"rows":[[{"a":12345678901234567890123,"a":1.10}],[1e400],[0,' in await worker.sent.get()
+    await worker.table.put(b'[{"a":12345678901234567890124,"a":1.10}]', b"[1e400]", *MANY)
+    push = await worker.sent.get()
+    assert b'"rows":[[{"a":12345678901234567890124,"a":1.10}]]' in push
+    assert orjson.loads(push)["removed"] == [0]
 
-    async def gathered(incoming: IncomingRequest) -> Reply | None:
-        worker.table.epochs = {0: 1, 1: 1}
-        try:
-            return await answer(incoming)
-        finally:
-            worker.table.epochs = {0: 1}
 
-    worker.subscriptions._answer = gathered
+async def test_the_loop_does_not_look_through_rows(worker: Worker) -> None:
+    Rows.read_by.clear()
+    await worker.table.put(*MANY)
+    await worker.take()
+    await worker.table.put(*MANY[1:])
+    assert [(await worker.pushed()).kind for _ in range(2)] == ["full", "delta"]
+    assert Rows.read_by
+    assert threading.current_thread() not in Rows.read_by
+
+
+async def test_a_failure_that_nobody_foresaw_is_a_refusal(worker: Worker) -> None:
+    worker.table.fault = ValueError("of the first answer")
     refusal = await worker.take()
     assert isinstance(refusal, Refusal)
-    assert (refusal.code, refusal.retriable) == (RefusalCode.NOT_ALLOWED, False)
-    assert "key or a partition" in refusal.hint
+    assert (refusal.id, refusal.code) == ("s1", RefusalCode.INTERNAL)
+    worker.table.fault = None
+    await worker.take()
+    await worker.pushed()
+    worker.table.fault = ValueError("of a later one")
+    await worker.table.put([1])
+    assert (await worker.ended()).code == RefusalCode.INTERNAL
+
+
+async def test_one_that_ends_by_itself_while_the_worker_stops_ends_once(worker: Worker) -> None:
+    await worker.take()
+    await worker.pushed()
+    worker.table.may_answer.clear()
+    worker.table.refusal = QueryRefusedError("too many", code=RefusalCode.TOO_MANY_ROWS)
+    asked = worker.table.asked
+    await worker.table.put([1])
+    await until(lambda: worker.table.asked > asked)
+    worker.table.may_answer.set()
+    await worker.subscriptions.close()
+    assert (await worker.ended()).code == RefusalCode.TOO_MANY_ROWS
+    assert worker.sent.empty()
+
+
+async def test_the_rows_of_all_have_so_much_memory_and_no_more(new_worker: Callable[..., Worker]) -> None:
+    worker = new_worker(subscriptions_bytes_max=5_000)
+    await worker.table.put(*MANY)
+    assert await worker.take() is None
+    await worker.pushed()
+    refusal = await worker.take(id="s2")
+    assert isinstance(refusal, Refusal)
+    assert (refusal.code, refusal.retriable) == (RefusalCode.OVERLOADED, True)
+    assert "fewer rows" in refusal.hint
+    await worker.table.put(*MANY, *MANY, *MANY)
+    assert (await worker.ended()).code == RefusalCode.OVERLOADED
 
 
 async def test_a_caller_and_a_worker_have_so_many_and_no_more(new_worker: Callable[..., Worker]) -> None:
@@ -305,7 +366,7 @@ class ToWorker:
         self.worker = worker
         self.lost: set[int] = set()
         self.is_deaf = False
-        self._pushes: dict[str, asyncio.Queue[bytes]] = {}
+        self._pushes: dict[str, Pushes] = {}
         self._count = 0
         worker.subscriptions._send = self._deliver
 
@@ -316,12 +377,12 @@ class ToWorker:
         self._count += 1
         pushes = self._pushes.get(orjson.loads(value)["id"])
         if pushes is not None and self._count not in self.lost:
-            pushes.put_nowait(value)
+            pushes.put(value)
 
     @contextmanager
-    def pushes_of(self, request: QueryRequest) -> Iterator[asyncio.Queue[bytes]]:
+    def pushes_of(self, request: QueryRequest) -> Iterator[Pushes]:
         """See Line."""
-        pushes = self._pushes[request.id] = asyncio.Queue()
+        pushes = self._pushes[request.id] = Pushes()
         try:
             yield pushes
         finally:
@@ -390,6 +451,49 @@ async def test_the_last_push_that_is_lost_is_noticed_by_the_renewal(worker: Work
     line.lost = {2}
     await worker.table.put(*MANY[1:])
     assert len((await watching.next()).answer.rows) == 49
+    await watching.close()
+
+
+async def test_a_delta_of_the_next_subscription_is_not_applied_to_rows_of_the_last_one(worker: Worker) -> None:
+    await worker.table.put(*MANY)
+    line = ToWorker(worker)
+    watching = Watching(line)
+    await watching.next()
+    worker.table.refusal = not_serving("it is moving")
+    await worker.table.put(*MANY[5:])
+    await until(lambda: line._count == 2)
+    worker.table.refusal = None
+    line.lost = {3}
+    coming = asyncio.create_task(watching.next())
+    await until(lambda: line._count == 3)
+    await worker.table.put(*MANY[6:])
+    assert [list(row) for row in (await coming).answer.rows] == MANY[6:]
+    await watching.close()
+
+
+async def test_the_client_takes_any_json(worker: Worker) -> None:
+    await worker.table.put(b"[12345678901234567890123]", [{"a": 1}])
+    line = ToWorker(worker)
+    watching = Watching(line)
+    assert (await watching.next()).answer.rows == [(12345678901234567890123,), ({"a": 1},)]
+    await worker.table.leave()
+    await until(lambda: not worker.subscriptions._kept)
+    worker.table.epochs = {0: 2}
+    worker.table.rows = [b"[12345678901234567890123]", [{"a": True}]]
+    change = await watching.next()
+    assert (change.added, change.removed) == ([({"a": True},)], [({"a": 1},)])
+    await watching.close()
+
+
+async def test_who_comes_too_late_for_many_pushes_gets_the_newest_rows(worker: Worker) -> None:
+    line = ToWorker(worker)
+    watching = Watching(line)
+    await watching.next()
+    for number in range(150):
+        count = line._count
+        await worker.table.put([number])
+        await until(lambda count=count: line._count > count)  # type: ignore[misc]
+    assert (await watching.next()).answer.rows == [(149,)]
     await watching.close()
 
 
