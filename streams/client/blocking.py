@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping
 from types import TracebackType
@@ -10,10 +12,11 @@ from typing import Any, Literal, Self, TypeVar
 
 from schemas.messages import AnswerLimits
 from streams.client.answer import Answer
-from streams.client.async_client import AsyncClient, Params
+from streams.client.async_client import AsyncClient, Params, closed
 from streams.client.subscription import Change
 from streams.client.written import AtLeast, Written
 from streams.config import Settings
+from streams.errors import RequestTimeoutError
 from streams.limits import (
     QUERY_DEADLINE_MS_DEFAULT,
     SUBSCRIPTION_EVERY_MS_DEFAULT,
@@ -30,19 +33,40 @@ class _LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pintail-client", daemon=True)
         self._thread.start()
+        self._stopping = threading.Lock()
+        self._is_stopped = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Raises RequestTimeoutError if the loop is stopped before the work is done."""
+        with self._stopping:
+            if self._is_stopped:
+                work.close()
+                raise closed()
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise closed() from None
         except BaseException:
             future.cancel()  # Ctrl-C must not leave the request running
             raise
 
     def stop(self) -> None:
+        """Ends what runs, so that nobody waits for it."""
+        with self._stopping:
+            self._is_stopped = True
+            ending = asyncio.run_coroutine_threadsafe(self._end_all(), self._loop)
+        ending.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end_all(self) -> None:
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
 
 class Client:
@@ -64,7 +88,7 @@ class Client:
             raise
 
     def close(self) -> None:
-        """Disconnects. Idempotent."""
+        """Disconnects; whoever waits for an answer or a change gets a RequestTimeoutError. Idempotent."""
         if not self._closed:
             self._closed = True
             self._thread.run(self._client.close())
@@ -143,7 +167,8 @@ class Client:
             while (change := self._thread.run(coming())) is not None:
                 yield change
         finally:
-            self._thread.run(end())
+            with contextlib.suppress(RequestTimeoutError):  # the client was closed, and the subscription with it
+                self._thread.run(end())
 
     def publish(self, topic: str, value: Mapping[str, Any] | bytes | None, *, key: str | None = None) -> Written:
         """See AsyncClient.publish."""
