@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from schemas.messages import AnswerTiming, Push, PushKind
 from streams.adapters.kafka_librdkafka import Sent
 from streams.client import AsyncClient, Client, QueryRefusedError, RequestTimeoutError
 from streams.client.blocking import _LoopThread
 from streams.config import Settings
 from streams.errors import PublishingError
 from streams.limits import QUERY_REQUEST_BYTES_MAX
+from tests.watched_log import until
 
 
 class Broker:
@@ -46,13 +48,33 @@ class Fixture:
     def __init__(self) -> None:
         self.broker = Broker()
         thread = _LoopThread()
-        self.client = Client(thread, thread.run(self._connected()))
+        self.client = Client(thread, thread.run(connected(self.broker)))
 
-    async def _connected(self) -> AsyncClient:
-        client = AsyncClient(Settings(kafka="127.0.0.1:1"), query_partitions=1, reply_partition=0)
-        client._producer = self.broker  # type: ignore[assignment]
-        client._replies = self.broker  # type: ignore[assignment]
-        return client
+    def push(self, rows: list[list[int]]) -> None:
+        """What a worker sends for the only subscription."""
+        ((subscription, pushes),) = self.client._client._pushes.items()
+        push = Push(
+            id=subscription,
+            columns=[],
+            rows=rows,
+            offsets={},
+            epoch={},
+            timing=AnswerTiming(queued_ms=0, waited_ms=0, executed_ms=0),
+            sequence=0,
+            kind=PushKind.FULL,
+            removed=[],
+            inserted=[],
+        )
+        value = push.model_dump_json().encode()
+        self.client._thread._loop.call_soon_threadsafe(pushes.put, value)
+
+
+async def connected(broker: Broker) -> AsyncClient:
+    """A client of this broker, on the running loop."""
+    client = AsyncClient(Settings(kafka="127.0.0.1:1"), query_partitions=1, reply_partition=0)
+    client._producer = broker  # type: ignore[assignment]
+    client._replies = broker  # type: ignore[assignment]
+    return client
 
 
 @pytest.fixture
@@ -81,11 +103,24 @@ def test_who_waits_when_the_client_is_closed_is_told(fixture: Fixture, wait: Cal
 def test_a_subscription_is_closed_after_its_client(fixture: Fixture) -> None:
     changes = fixture.client.subscribe("SELECT 1")
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(next, changes)
+        coming = threads.submit(next, changes)
         assert fixture.broker.is_asked.wait(20)
-        fixture.client.close()
-        assert isinstance(waiting.exception(20), RequestTimeoutError)
+        fixture.push([[1]])
+        assert coming.result(20).answer.rows == [(1,)]
+    fixture.client.close()
     changes.close()
+
+
+async def test_a_subscription_ends_with_its_asyncio_client() -> None:
+    broker = Broker()
+    client = await connected(broker)
+    changes = client.subscribe("SELECT 1", deadline_ms=60_000)
+    waiting = asyncio.create_task(anext(changes))
+    await until(broker.is_asked.is_set)
+    await client.close()
+    async with asyncio.timeout(20):
+        with pytest.raises(RequestTimeoutError, match="the client was closed"):
+            await waiting
 
 
 def test_what_runs_ends_with_the_loop() -> None:
