@@ -19,6 +19,7 @@ from streams.finishing import all_ended
 from streams.ports import DeadLetter, DeadLetters, PartitionLog
 from streams.positions import TopicPartition
 from streams.processes.answering import IncomingRequest, Reply
+from streams.processes.hosting import CommittedRecord
 from streams.processes.log_reading import LogReading
 from streams.retry import Backoff, persisting
 
@@ -42,9 +43,7 @@ class Replies(Protocol):
 class RequestReading:
     """Reads the assigned partitions of the query topic, each from its own position, in the background."""
 
-    def __init__(
-        self, log: PartitionLog, committed: Callable[[TopicPartition], Awaitable[tuple[int, str] | None]]
-    ) -> None:
+    def __init__(self, log: PartitionLog, committed: CommittedRecord) -> None:
         self._log = log
         self._committed = committed
         self._readings: dict[TopicPartition, LogReading] = {}

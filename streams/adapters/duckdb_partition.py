@@ -237,23 +237,24 @@ class PartitionStore:
     def checkpoint(self) -> None:
         """Folds the write-ahead log into the file. Waits while the file is frozen. Raises StoreError."""
         with self._checkpointing:
-            with self._writing:
-                self._check_held()
-                self._checkpoint()
-            write_block_list(self._fd, self.path)
+            self._fold()
 
     def checkpoint_unless_frozen(self) -> bool:
         """The same, but while the file is frozen it returns False at once: the log grows until a later call."""
         if not self._checkpointing.acquire(blocking=False):
             return False
         try:
-            with self._writing:
-                self._check_held()
-                self._checkpoint()
-            write_block_list(self._fd, self.path)
+            self._fold()
         finally:
             self._checkpointing.release()
         return True
+
+    def _fold(self) -> None:
+        """Under _checkpointing. The list is made when others may write again."""
+        with self._writing:
+            self._check_held()
+            self._checkpoint()
+        write_block_list(self._fd, self.path)
 
     @contextmanager
     def frozen(self, *, hashed: bool = False) -> Iterator[FrozenFile]:

@@ -59,6 +59,7 @@ from streams.limits import (
     SUBSCRIPTION_LEASE_MS_MAX,
 )
 from streams.positions import TopicPartition
+from streams.retry import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -162,22 +163,18 @@ class AsyncClient:
         the deadline.
         """
         _check_budget(deadline_ms)
-        template = _request(
-            id="template",
-            sql=sql,
-            params=dict(params) if isinstance(params, Mapping) else list(params or ()),
+        template = self._template(
+            sql,
+            params,
+            at_least,
             key=key,
-            caller=self._caller,
-            reply_to=self._settings.reply_topic,
-            reply_partition=self._reply_partition,
             format=format,
-            at_least=positions_of(at_least),
             limits=limits or AnswerLimits(),
             chunked=chunked,
             consistency=consistency,
         )
         deadline = _now() + deadline_ms / 1000
-        pause = _FIRST_PAUSE_SECONDS
+        backoff = Backoff(first_seconds=_FIRST_PAUSE_SECONDS, ceiling_seconds=_LONGEST_PAUSE_SECONDS)
         refused: QueryRefusedError | None = None
         while True:
             try:
@@ -187,11 +184,10 @@ class AsyncClient:
             if not isinstance(reply, Refusal):
                 return Answer.of(reply)
             refused = QueryRefusedError.of(reply)
-            wait = max(pause * random.uniform(0.5, 1), (refused.retry_after_ms or 0) / 1000)  # noqa: S311
+            wait = max(backoff.next_delay_seconds(), (refused.retry_after_ms or 0) / 1000)
             if not refused.retriable or _now() + wait >= deadline:
                 raise refused
             await asyncio.sleep(wait)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def subscribe(
         self,
@@ -214,17 +210,13 @@ class AsyncClient:
         """
         _check_budget(deadline_ms)
         lease_ms = min(lease_ms, SUBSCRIPTION_LEASE_MS_MAX)
-        template = _request(
-            id="template",
-            sql=sql,
-            params=dict(params) if isinstance(params, Mapping) else list(params or ()),
+        template = self._template(
+            sql,
+            params,
+            at_least,
             key=key,
             partition=partition,
             deadline_ms=deadline_ms,
-            caller=self._caller,
-            reply_to=self._settings.reply_topic,
-            reply_partition=self._reply_partition,
-            at_least=positions_of(at_least),
             subscribe=True,
             every_ms=every_ms,
             lease_ms=lease_ms,
@@ -247,6 +239,19 @@ class AsyncClient:
             self._publisher = RdKafkaProducer(self._settings, acks="all")
             self._publisher.start()
         return Written(*await self._publisher.send(topic, value=encoded, key=None if key is None else key.encode()))
+
+    def _template(self, sql: str, params: Params | None, at_least: AtLeast | None, **fields: Any) -> QueryRequest:
+        """What each request has but its own id and what is left of the budget. Raises QueryRefusedError."""
+        return _request(
+            id="template",
+            sql=sql,
+            params=dict(params) if isinstance(params, Mapping) else list(params or ()),
+            caller=self._caller,
+            reply_to=self._settings.reply_topic,
+            reply_partition=self._reply_partition,
+            at_least=positions_of(at_least),
+            **fields,
+        )
 
     async def _ask(self, template: QueryRequest, deadline: float) -> _Reply:
         """One request, one reply. Raises RequestTimeoutError."""

@@ -89,7 +89,7 @@ class Line(Protocol):
         ...
 
     async def send(self, request: QueryRequest) -> None:
-        """Raises RequestTimeoutError."""
+        """Whether it arrives is seen by the pushes that follow."""
         ...
 
 
