@@ -6,6 +6,8 @@ TIMESTAMPTZ microseconds in UTC. UUID and JSON travel as strings, which DuckDB a
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pyarrow as pa
 
 from schemas.table import ArrayType, Column, ColumnType, ScalarKind, StructType, TableDefinition
@@ -37,6 +39,7 @@ METADATA_FIELDS: tuple[pa.Field, ...] = (
 )
 
 
+@lru_cache(maxsize=1024)
 def arrow_type(column_type: ColumnType) -> pa.DataType:
     """The Arrow type of values of that type."""
     if isinstance(column_type, ArrayType):
@@ -48,11 +51,13 @@ def arrow_type(column_type: ColumnType) -> pa.DataType:
     return _SCALARS[column_type.kind]
 
 
+@lru_cache(maxsize=256)
 def rows_schema(table: TableDefinition) -> pa.Schema:
     """Schema of decoded rows: the declared columns in order, then the metadata columns."""
     return pa.schema([*map(_field, table.columns), *METADATA_FIELDS])
 
 
+@lru_cache(maxsize=256)
 def deletes_schema(table: TableDefinition) -> pa.Schema:
     """Schema of decoded tombstones: the key columns in the order of the key, then the metadata columns."""
     return pa.schema([*(_field(table.column(name)) for name in table.primary_key), *METADATA_FIELDS])

@@ -158,6 +158,10 @@ class TableDefinition:
     migrations: tuple[Migration, ...] = field(default=())
     clickhouse: ClickHouseOptions = field(default=ClickHouseOptions())
 
+    def __hash__(self) -> int:
+        # The generated one visits every column, and what is derived from a table is looked up with every batch.
+        return hash(self.name)
+
     @property
     def is_keyed(self) -> bool:
         """True for an upsert table, False for an append table."""

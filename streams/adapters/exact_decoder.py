@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
-from schemas.arrow_schema import deletes_schema, rows_schema
+from schemas.arrow_schema import METADATA_FIELDS, deletes_schema, rows_schema
 from schemas.table import Column, ExtraFields, ScalarKind, ScalarType, TableDefinition
 from streams.adapters.exact_extras import extra_fields, path_of_first
 from streams.adapters.exact_json import FaultError, Number, described, read_json, shortened
@@ -88,15 +89,14 @@ def decode_records(
 
 def metadata_arrays(batch: RecordBatch, indices: Sequence[int] | None) -> list[pa.Array]:
     """The metadata columns of the records at `indices`, or of all records; none of them may be `has_odd_timestamp`."""
-    offsets = pa.array(batch.offsets, pa.int64())
-    timestamps = pa.array(batch.timestamps_ms, pa.timestamp("ms", "UTC"))
+    offsets = np.array(batch.offsets, np.int64)
+    timestamps_ms = np.array(batch.timestamps_ms, np.int64)
     if indices is not None:
-        taken = pa.array(indices, pa.int64())
-        offsets, timestamps = offsets.take(taken), timestamps.take(taken)
+        offsets, timestamps_ms = offsets[indices], timestamps_ms[indices]
     return [
-        pa.repeat(pa.scalar(batch.partition, pa.int32()), len(offsets)),
-        offsets,
-        timestamps.cast(pa.timestamp("us", "UTC")),
+        pa.array(np.full(len(offsets), batch.partition, np.int32)),
+        pa.array(offsets),
+        pa.array(timestamps_ms * 1000).view(METADATA_FIELDS[-1].type),
     ]
 
 

@@ -75,11 +75,13 @@ class ColumnReader:
         if self._has_decimals and _TOO_MANY_DIGITS in text.translate(_DIGITS_TO_ZERO):
             raise pa.ArrowInvalid("a number has more digits than Arrow's decimals can be scaled by without wrapping")
         samples = self._samples(values)
-        read = pj.read_json(
+        # As a stream of a single block: read_json would hand it from thread to thread.
+        with pj.open_json(
             pa.BufferReader(text),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
             parse_options=self._parse_options(frozenset(n for n, value in samples.items() if isinstance(value, int))),
-        )
+        ) as blocks:
+            read = blocks.read_all()
         if len(read) != len(values):
             raise pa.ArrowInvalid(f"{len(values)} records hold {len(read)} objects")
         (whole,) = read.combine_chunks().to_batches()
@@ -218,7 +220,7 @@ def _finish(column: Column, read: pa.Array, sample: object, doubtful: set[int]) 
 
 
 def _distrust(mask: pa.BooleanArray, doubtful: set[int]) -> None:
-    if pc.any(mask).as_py():
+    if mask.true_count:
         doubtful.update(pc.indices_nonzero(mask).to_pylist())
 
 
@@ -250,8 +252,8 @@ def _cast_temporal(target: pa.DataType, read: pa.Array, sample: object) -> pa.Ar
 def _within(times: pa.Array, storage: pa.DataType, least: int, greatest: int) -> pa.Array:
     """The times in `storage`, their numeric form. Raises pa.ArrowInvalid for one out of bounds."""
     numbers = times.view(storage)
-    bounds = pc.min_max(numbers).as_py()
-    if bounds["min"] is not None and not least <= bounds["min"] <= bounds["max"] <= greatest:
+    present = numbers.drop_null().to_numpy()
+    if present.size and not least <= present.min() <= present.max() <= greatest:
         raise pa.ArrowInvalid("a year outside 1 to 9999")
     return numbers
 
