@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from importlib import import_module
 from importlib.abc import MetaPathFinder
+from typing import TYPE_CHECKING
 
-import faust
-
-from agents.worker_name import hold_name
-from streams.config import load_settings
 from streams.errors import PintailError
+
+if TYPE_CHECKING:
+    from agents.app import PintailApp
 
 KINDS = ("store", "sink")
 
@@ -37,27 +36,47 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in KINDS:
         print(f"usage: python -m agents {'|'.join(KINDS)}", file=sys.stderr)  # noqa: T201
         return 2
-    kind = arguments[0]
+    # Nothing that modules make while they are loaded is garbage, and there is a lot of it to look through.
+    gc.disable()
     try:
-        # Each kind loads only what it runs: the sink needs no Redis client, the store no ClickHouse client.
-        settings = load_settings()
-        hold_name(settings, kind)
-        app = getattr(import_module(f"agents.{kind}_app"), f"{kind}_app")(settings)
+        app = _make_app(arguments[0])
         asyncio.run(app.prepare())
     except PintailError as error:
         print(f"pintail worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
     _calm_the_garbage_collector()
+    import faust
+
     faust.Worker(app, loglevel="INFO", redirect_stdouts=False, quiet=True).execute_from_commandline()
     return 0
+
+
+def _make_app(kind: str) -> PintailApp:
+    """Loading takes a second or two, so each kind loads only what it runs (the sink needs no Redis client, the store no
+    ClickHouse client), and the store's files are opened meanwhile."""
+    from agents.worker_name import hold_name
+    from streams.config import load_settings
+
+    settings = load_settings()
+    hold_name(settings, kind)
+    if kind == "sink":
+        from agents.sink_app import sink_app
+
+        return sink_app(settings)
+    from agents.store_files import open_files
+
+    files = open_files(settings)
+    from agents.store_app import store_app
+
+    return store_app(settings, files)
 
 
 def _calm_the_garbage_collector() -> None:
     """Reading a fetch makes tens of thousands of objects that live for a moment and are in no cycle. With Python's own
     thresholds the collector looks for cycles among them, and in all that was imported, for a quarter of the CPU."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
+    gc.enable()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import faust
 import prometheus_client
 from faust.tables.manager import TableManager
+from faust.utils import venusian
 
 from agents.assignor import Membership, copartition_assignor
 from agents.fetched_batches import FETCH_WAIT_MS_MAX
@@ -34,6 +35,14 @@ PARTITION_FETCH_BYTES_MAX = 4 * MIB
 FETCH_BYTES_MAX = 32 * MIB
 
 StatusReport = Callable[[], dict[str, Any]]
+
+
+def _note_nothing(*_: Any, **__: Any) -> None:
+    """Faust notes where its decorators were used, for an autodiscovery that a worker has no use for, and each time
+    looks through all modules: a fifth of a second of each start."""
+
+
+venusian.attach = _note_nothing
 
 
 class NoTables(TableManager):  # type: ignore[misc]

@@ -17,10 +17,9 @@ from agents.assignor import Membership
 from agents.fetched_batches import ByteBudget
 from agents.log_consumer import LogConsumer
 from agents.query_requests import RequestAnswers, RequestReading
-from schemas.catalog import load_catalog
+from agents.store_files import StoreFiles
 from streams.adapters.clickhouse_history import ClickHouseHistory
 from streams.adapters.clickhouse_sink import ClickHouseSink
-from streams.adapters.duckdb_store import DuckDBStore
 from streams.adapters.kafka_intents import GroupRecords
 from streams.adapters.kafka_librdkafka import RdKafkaLog, RdKafkaTail
 from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
@@ -38,6 +37,7 @@ from streams.processes.drill import drill_newest
 from streams.processes.gathering import PartExchange
 from streams.processes.hosting import HostingParts, PartitionHost, PartitionState
 from streams.processes.local_copies import LocalCopies
+from streams.processes.opening_ahead import OpeningAhead
 from streams.processes.rebuilding import Rebuilding
 from streams.processes.recovery import Recovered, Recovery
 from streams.processes.recovery_orders import RecoveryOrders
@@ -67,12 +67,14 @@ class StoreOwner:
         requests: RequestReading,
         query_topic: str,
         membership: Membership,
+        ahead: OpeningAhead,
     ) -> None:
         self._host = host
         self._standbys = standbys
         self._requests = requests
         self._query_topic = query_topic
         self._membership = membership
+        self._ahead = ahead
 
     async def on_assigned(self, assigned: Collection[TopicPartition], generation: int) -> None:
         """Everything starts in the background; requests are read while their partition recovers."""
@@ -82,6 +84,7 @@ class StoreOwner:
         owned, given = {tp.partition for tp in assigned if tp.topic != self._query_topic}, self._membership.given
         self._membership.owned = frozenset(owned)
         standbys = given.standbys - owned
+        self._ahead.settle(owned | standbys)
         await self._standbys.promote(owned, kept=standbys)
         await self._host.assign(owned, kept=standbys)
         self._standbys.follow(standbys, given.awaited)
@@ -106,13 +109,9 @@ class StoreOwner:
         self._host.on_unreadable(topic_partition, why)
 
 
-def store_app(settings: Settings) -> PintailApp:
+def store_app(settings: Settings, files: StoreFiles) -> PintailApp:
     """The Faust app of one store worker."""
-    settings.require("kafka", "redis", "snapshot_key")
-    catalog = load_catalog(settings.tables_dir)
-    store = DuckDBStore(
-        settings.store_dir, catalog, memory_limit=settings.store_memory_limit, threads=settings.store_threads
-    )
+    catalog, store, ahead = files
     copies = LocalCopies(store, settings.store_dir)
     membership = Membership(settings.worker, standbys=settings.standby, copies=copies.positions)
     app = PintailApp(settings.store_group, settings, assigned_only=[settings.query_topic], membership=membership)
@@ -162,7 +161,7 @@ def store_app(settings: Settings) -> PintailApp:
         dead_letters=OwnersLetters(parts.committed_record),
     )
     standbys = Standbys(standby_parts, standby_log, on_all_warm=app.log_reader.join_again)
-    owner = app.owner = StoreOwner(host, standbys, requests, settings.query_topic, membership)
+    owner = app.owner = StoreOwner(host, standbys, requests, settings.query_topic, membership, ahead)
     queries = QueryService(store, catalog, host, settings, ask=exchange.ask)
     host.before_closing = queries.release
     subscriptions = Subscriptions(queries.answer, host, settings, send=replies.send)
@@ -191,6 +190,7 @@ def store_app(settings: Settings) -> PintailApp:
         """In the reverse of this order, each step also when one before it failed."""
         async with AsyncExitStack() as steps:
             steps.push_async_callback(in_thread, store.close)
+            steps.push_async_callback(in_thread, ahead.close)
             steps.push_async_callback(repository.close)
             if sink is not None:
                 steps.push_async_callback(in_thread, sink.close)

@@ -1,7 +1,7 @@
 """`make bench-recovery`: how fast a store worker with a lot of state comes back, and what its snapshots cost.
 
-On a fresh local stack with one store worker, rows that hardly compress and take 571 bytes of the file each are
-published to an upsert table of 4 partitions until their stores hold 1 GB. Then, in this order:
+On a fresh local stack with one store worker, rows that hardly compress and take 430 bytes of a file each are published
+to an upsert table of 4 partitions until their files hold 1 GB. Then, in this order:
 
     idle       writes one after the other, each timed until a query reflects it, while no snapshot is taken
     local      kill -9 -> SERVING again from the local files
@@ -55,8 +55,8 @@ TABLE_SQL = f"""CREATE TABLE {TABLE} (
 """
 #: Random bytes of a payload; as base64 they take a third more, of which DuckDB takes little away.
 _PAYLOAD_BYTES = 330
-#: What one row adds to the file, about; the result has the true size.
-_ROW_BYTES = 571
+#: What one row takes in a file, about; the result has the true sizes.
+_ROW_BYTES = 430
 _GROUP_SECONDS_MAX = 300.0
 _LOOK_SECONDS = 0.02
 #: As often as a worker looks for what is due.
@@ -153,6 +153,7 @@ class RecoveryBench:
     def __init__(self, stack: LocalStack, *, rows: int, say: Callable[[str], None]) -> None:
         #: What was wrong: rows that are missing, rungs that were not expected.
         self.faults: list[str] = []
+        #: Of the files of all stores, once the first snapshot has checkpointed them.
         self.state_bytes = 0
         self._stack = stack
         self._rows = rows
@@ -197,15 +198,16 @@ class RecoveryBench:
         """From kill -9 of the worker until it serves every partition again."""
         self._say("kill -9")
         self._set(WITH_SNAPSHOTS)
+        on_disk = {"file_bytes": self._bytes_of("*.duckdb"), "wal_bytes": self._bytes_of("*.duckdb.wal")}
         started = time.monotonic()
         self._stack.kill(STORE)
-        return self._served_again(started, "local_file")
+        return {**self._served_again(started, "local_file"), **on_disk}
 
     def full_snapshot(self) -> float:
         """Bytes sent to Redis until a first snapshot holds everything."""
         self._say("a snapshot of everything")
         self._wait_for_snapshots()
-        self.state_bytes = sum(file.stat().st_size for file in self._stores.glob("*.duckdb"))
+        self.state_bytes = self._bytes_of("*.duckdb")
         return self._pages.total("pintail_snapshot_bytes_sent_total")
 
     def snapshot_of_changes(self, rows: int) -> float:
@@ -270,6 +272,9 @@ class RecoveryBench:
             lambda: self._pages.snapshots_reflect({TABLE: last}), "snapshots of everything", seconds=_GROUP_SECONDS_MAX
         )
 
+    def _bytes_of(self, files: str) -> int:
+        return sum(file.stat().st_size for file in self._stores.glob(files))
+
     def _set(self, environment: Mapping[str, str]) -> None:
         """For the next incarnation of the worker."""
         before = self._process.specification
@@ -317,7 +322,7 @@ def _print(result: dict[str, Any]) -> None:
         measured, is_met = result[name], result["targets_met"][name]
         grid.add_row(_WORDS[name], f"{measured:.2f}", f"{target:g}", "yes" if is_met else "NO")
     console.print(grid)
-    console.print(f"\n{result['rows']:,} rows, {result['state_bytes'] / 1e9:.2f} GB of state")
+    console.print(f"\n{result['rows']:,} rows, {result['state_bytes'] / 1e9:.2f} GB of store files")
     for fault in result["faults"]:
         console.print(f"WRONG: {fault}", markup=False, style="red")
     console.print(machine_in_words(result["machine"]))

@@ -36,7 +36,7 @@ BLOCK_BYTES = SNAPSHOT_BLOCK_BYTES
 
 _CHECKSUM_SEED = np.uint64(5381)
 _CHECKSUM_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
-_READ_BLOCKS = 16
+_READ_BLOCKS = 8
 #: Of metadata in a block: as many parts of what its checksum leaves, in whole words.
 _PIECES = 64
 _PIECE_BYTES = (BLOCK_BYTES - 8) // _PIECES // 8 * 8

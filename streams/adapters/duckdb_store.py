@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class DuckDBStore:
         self._partitions: dict[int, PartitionStore] = {}
         self._commits = CommitGate()
         self._fenced: set[int] = set()  # attached, but nobody writes and no view shows them
+        self._unclaimed: set[int] = set()  # those of them that nobody has had since they were opened ahead
         self._file_locks: dict[int, FileLock] = {}
         self._visible: frozenset[int] = frozenset()
         self._scopes: frozenset[str] = frozenset()
@@ -71,6 +72,10 @@ class DuckDBStore:
     def path_of(self, partition: int) -> Path:
         """The partition's file, whether it exists or not."""
         return self._directory / f"{partition}.duckdb"
+
+    def local_partitions(self) -> list[int]:
+        """Those that have a file here, open or not."""
+        return [int(file.stem) for file in self._directory.glob("*.duckdb") if file.stem.isdecimal()]
 
     def partitions(self) -> Mapping[int, PartitionStore]:
         """The partitions whose files are attached: the open ones, and those that were released."""
@@ -85,16 +90,22 @@ class DuckDBStore:
         with self._turn_of(partition):
             if opened := self.partitions().get(partition):
                 return self._taken_back(opened)
-            file_lock = FileLock(self._directory / f"{partition}.lock")
-            try:
-                store = self._attach(partition, is_checked=is_checked)
-            except BaseException:
-                file_lock.release()
-                raise
-            with self._lock:
-                self._file_locks[partition] = file_lock
-                self._partitions[partition] = store
-            return store
+            return self._open(partition, is_checked=is_checked)
+
+    def open_ahead(self, partition: int, is_wanted: Callable[[], bool]) -> None:
+        """Opens a file that is there, for whoever opens it next, and leaves it as a released one; nothing if it is no
+        longer wanted when its turn comes. Raises as `open_partition` does."""
+        with self._turn_of(partition):
+            if is_wanted() and partition not in self.partitions() and self.path_of(partition).exists():
+                self._open(partition)
+                self._fence(partition)
+                with self._lock:
+                    self._unclaimed.add(partition)
+
+    def is_in_use(self, partition: int) -> bool:
+        """True of a file that is attached, and was opened by `open_partition` at least once."""
+        with self._lock:
+            return partition in self._partitions and partition not in self._unclaimed
 
     def release_partition(self, partition: int) -> None:
         """Takes the file from the views, fences the writer and waits for the transaction or the copy in flight. The
@@ -108,15 +119,13 @@ class DuckDBStore:
         A query that still runs on the partition keeps the file open until it ends, but cannot change it.
         """
         with self._turn_of(partition):
-            store = self._fence(partition)
-            if store is None:
-                return
-            with self._lock:
-                self._instance.execute(f"DETACH {store.database}")
-                store.close_descriptor()
-                del self._partitions[partition]
-                self._fenced.remove(partition)
-                self._file_locks.pop(partition).release()
+            self._close(partition)
+
+    def close_unclaimed(self, partition: int) -> None:
+        """The same for a file that was opened ahead, unless somebody has opened it since."""
+        with self._turn_of(partition):
+            if partition in self._unclaimed:
+                self._close(partition)
 
     def interrupt(self, partition: int) -> None:
         """Rolls back what the partition's writer is about to commit, so that `close_partition` need not wait for it."""
@@ -212,6 +221,30 @@ class DuckDBStore:
 
     # -- in the partition's turn -------------------------------------------------------------------------------------
 
+    def _open(self, partition: int, *, is_checked: bool = False) -> PartitionStore:
+        file_lock = FileLock(self._directory / f"{partition}.lock")
+        try:
+            store = self._attach(partition, is_checked=is_checked)
+        except BaseException:
+            file_lock.release()
+            raise
+        with self._lock:
+            self._file_locks[partition] = file_lock
+            self._partitions[partition] = store
+        return store
+
+    def _close(self, partition: int) -> None:
+        store = self._fence(partition)
+        if store is None:
+            return
+        with self._lock:
+            self._instance.execute(f"DETACH {store.database}")
+            store.close_descriptor()
+            del self._partitions[partition]
+            self._fenced.remove(partition)
+            self._unclaimed.discard(partition)
+            self._file_locks.pop(partition).release()
+
     def _fence(self, partition: int) -> PartitionStore | None:
         with self._lock:
             store = self._partitions.get(partition)
@@ -229,6 +262,7 @@ class DuckDBStore:
             if store.partition in self._fenced:
                 store = self._partitions[store.partition] = store.successor(self._instance.cursor())
                 self._fenced.remove(store.partition)
+                self._unclaimed.discard(store.partition)
             return store
 
     def _attach(self, partition: int, *, is_checked: bool) -> PartitionStore:

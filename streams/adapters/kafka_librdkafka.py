@@ -42,6 +42,7 @@ _HANDED_OVER_MAX = 4
 #: Nobody waits longer for a reply.
 _SEND_SECONDS_MAX = 30
 _WATERMARK_SECONDS_MAX = 5.0
+_LOOK_UP_SECONDS_MAX = 1.0
 _START_SECONDS_MAX = 10.0
 _FLUSH_SECONDS_MAX = 5.0
 _RETRY_SECONDS_MAX = 5.0
@@ -199,6 +200,7 @@ class RdKafkaLog:
         #: Where the next batch of each partition that is read starts.
         self._positions: dict[TopicPartition, int] = {}
         self._wanted = _Assignment({})
+        self._known_topics: set[str] = set()
 
     async def start(self) -> None:
         """Begins to connect, in the background."""
@@ -256,6 +258,7 @@ class RdKafkaLog:
             try:
                 if self._wanted is not assigned:
                     wanted = self._wanted
+                    self._look_up({each.topic for each in wanted.positions})
                     self._consumer.assign([KafkaTopicPartition(*each, at) for each, at in wanted.positions.items()])
                     assigned, positions = wanted, dict(wanted.positions)
                 if self._room.acquire(timeout=_POLL_SECONDS):
@@ -267,6 +270,14 @@ class RdKafkaLog:
                 assigned = _Assignment({})  # whatever was polled and not handed over is read again
                 self._stopping.wait(_RETRY_SECONDS_MAX)
         self._consumer.close()
+
+    def _look_up(self, topics: set[str]) -> None:
+        """librdkafka asks once a second who leads the partitions of topics that it does not know, and reads nothing of
+        them until then; so it is asked first."""
+        for topic in topics - self._known_topics:
+            with contextlib.suppress(KafkaException):  # then it finds out by itself
+                self._consumer.list_topics(topic, _LOOK_UP_SECONDS_MAX)
+                self._known_topics.add(topic)
 
     def _hand_over(self, assigned: _Assignment, positions: dict[TopicPartition, int]) -> None:
         """Gives the loop what is there, or the room back."""

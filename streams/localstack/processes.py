@@ -26,7 +26,7 @@ from streams.retry import Backoff
 
 RESTART_FIRST_SECONDS = 0.1
 RESTART_CEILING_SECONDS = 10.0
-#: A process that was up this long did not fail to start: its next restart is a quick one again.
+#: A process that was up this long did not fail to start: it is restarted at once.
 RESTART_RESET_SECONDS = 30.0
 ENDING_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT})
 _READY_POLL_SECONDS = 0.05
@@ -217,7 +217,9 @@ class ChildProcess:
                 return
             if time.monotonic() - started > RESTART_RESET_SECONDS:
                 backoff.reset()
-            delay = backoff.next_delay_seconds()
+                delay = 0.0
+            else:
+                delay = backoff.next_delay_seconds()
             going_on = f"restarting in {delay:.1f} s"
             self._report(self.name, ProcessState.DIED, f"{describe_exit(code)}; {going_on}; {self._last_words(code)}")
             self._unwanted.wait(delay)

@@ -216,7 +216,7 @@ class Recovery:
         if not path.exists():
             logger.info("partition %d: no local file", partition)
             return None
-        rung = Rung.WARM if partition in self._store.partitions() else Rung.LOCAL_FILE
+        rung = Rung.WARM if self._store.is_in_use(partition) else Rung.LOCAL_FILE
         progress.begin(rung, path.stat().st_size, "bytes")
         try:
             store = await in_thread(self._store.open_partition, partition)
