@@ -40,7 +40,7 @@ class Membership:
         self._standbys = standbys
         self._copies = copies
         self._joins = 0
-        self._confirmed_at = time.monotonic()
+        self._confirmed_at = self._joining_since = time.monotonic()
 
     def confirm(self, sent_at: float) -> None:
         """The group knew this worker as its member at this moment (monotonic seconds)."""
@@ -55,6 +55,7 @@ class Membership:
     def subscription_data(self) -> bytes:
         """User data of the subscription. Different each time: of one who asks for a new assignment with the data that
         it joined with before, Kafka takes no notice."""
+        self._joining_since = time.monotonic()
         self._joins += 1
         said = {
             "worker": self.worker,
@@ -66,8 +67,9 @@ class Membership:
         return json.dumps(said).encode()
 
     def accept(self, data: bytes) -> None:
-        """Takes note of the user data of an assignment."""
-        self.confirm(time.monotonic())
+        """Takes note of the user data of an assignment. The group knew this worker when it answered, which may be as
+        long ago as the worker asked: the process may have been stopped since. Then it waits for a heartbeat."""
+        self.confirm(max(self._confirmed_at, self._joining_since))
         given = _object_of(data)
         self.given = Place(standbys=frozenset(given.get("standbys", ())), awaited=frozenset(given.get("awaited", ())))
 

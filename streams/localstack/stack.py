@@ -251,6 +251,8 @@ class LocalStack:
         port = choose_port(server=name)
         environment = self.settings_environment() | {
             "PYTHONUNBUFFERED": "1",
+            # Empty is unset: what the first start compiles, the next ones load.
+            "PYTHONDONTWRITEBYTECODE": "",
             "PINTAIL_WORKER": name,
             "PINTAIL_METRICS_HOST": HOST,
             "PINTAIL_METRICS_PORT": str(port),

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import clickhouse_connect
 import pytest
 from confluent_kafka import Producer
 
@@ -33,10 +34,11 @@ class Site:
         self._ending = ending
         self._producer = Producer({"bootstrap.servers": kafka})
         self._numbers = 0
-        table = folder / "tables" / "numbers"
+        self.table = self.topic.replace("-", "_")
+        table = folder / "tables" / self.table
         table.mkdir(parents=True)
         options = f"topic = '{self.topic}', partitions = {PARTITIONS}"
-        (table / "001_create.sql").write_text(f"CREATE TABLE numbers (number BIGINT NOT NULL) WITH ({options})")
+        (table / "001_create.sql").write_text(f"CREATE TABLE {self.table} (number BIGINT NOT NULL) WITH ({options})")
         self._environment = {
             "PINTAIL_KAFKA": kafka,
             "PINTAIL_REDIS": redis_url,
@@ -47,9 +49,9 @@ class Site:
             "PINTAIL_SESSION_TIMEOUT_SECONDS": "6",
         }
 
-    def start(self, machine: str) -> Worker:
+    def start(self, machine: str, name: str = "store-0", **settings: str) -> Worker:
         """A process of the one name; it is killed in the end."""
-        worker = Worker(self._folder / machine, "store-0", self._environment)
+        worker = Worker(self._folder / machine, name, self._environment | settings)
         self._ending.callback(worker.kill)
         return worker
 
@@ -138,3 +140,39 @@ def test_a_zombie_whose_name_was_taken_ends_and_leaves_the_name_to_the_one_that_
         return site.is_whole(old)
 
     wait_for(has_come_back, "the first process serves again")
+
+
+@pytest.mark.invariant(5, 7, place="rebalance")
+def test_a_sink_whose_name_was_taken_ends_and_every_record_is_delivered_once(site: Site, clickhouse_url: str) -> None:
+    client = clickhouse_connect.get_client(dsn=clickhouse_url)
+
+    def delivered() -> list[tuple[int, ...]]:
+        """(partition, offset) of every row."""
+        if not client.command(f"EXISTS {site.table}"):
+            return []
+        return sorted(client.query(f"SELECT _partition, _offset FROM {site.table}").result_rows)
+
+    def start(machine: str) -> Worker:
+        # Small inserts, so that the older process is stopped between two of them, or in the middle of one.
+        return site.start(machine, "sink-0", PINTAIL_CLICKHOUSE=clickhouse_url, PINTAIL_SINK_FLUSH_ROWS_MAX="50")
+
+    old = start("a")
+    wait_for(lambda: old.delivering() == PARTITIONS, "the first process delivers")
+    site.write(5_000)
+    wait_for(delivered, "the first process has delivered something")
+    old.process.send_signal(signal.SIGSTOP)
+    new = start("b")
+    wait_for(lambda: len(delivered()) >= 5_000 * PARTITIONS, "the second process has delivered the rest")
+    site.write(20)
+    old.process.send_signal(signal.SIGCONT)
+    assert old.process.wait(30) == 1
+    assert "has been replaced" in old.log.read_text()
+    old.start()  # whatever restarts it
+    assert old.process.wait(30) == 1
+    assert "a process on /127.0.0.1" in old.log.read_text()
+    site.write(20)
+    offsets = [*range(5_000), *range(5_001, 5_021), *range(5_022, 5_042)]  # behind each write there is poison
+    wait_for(lambda: len(delivered()) >= len(offsets) * PARTITIONS, "the second process goes on")
+    assert delivered() == [(partition, offset) for partition in range(PARTITIONS) for offset in offsets]
+    assert new.process.poll() is None
+    client.close()

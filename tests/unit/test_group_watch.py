@@ -155,6 +155,33 @@ async def test_a_worker_that_was_stopped_waits_until_its_group_has_known_it_agai
     await waiting
 
 
+async def test_a_worker_that_was_stopped_while_it_joined_waits_for_a_heartbeat(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_minute_ago = time.monotonic() - 60
+    monkeypatch.setattr("agents.assignor.time", SimpleNamespace(monotonic=lambda: a_minute_ago))
+    membership = Membership("store-0")
+    membership.subscription_data()
+    monkeypatch.undo()  # the group has answered, and the process was stopped until now
+    membership.accept(b"{}")
+    waiting = asyncio.create_task(membership.confirmed(10))
+    await asyncio.sleep(2 * CONFIRMED_CHECK_SECONDS)
+    assert not waiting.done()
+    GroupWatch(coordinator, membership.confirm)
+    await coordinator._do_heartbeat()
+    await waiting
+
+
+async def test_a_worker_that_has_just_joined_need_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    a_minute_ago = time.monotonic() - 60
+    monkeypatch.setattr("agents.assignor.time", SimpleNamespace(monotonic=lambda: a_minute_ago))
+    membership = Membership("store-0")
+    monkeypatch.undo()
+    membership.subscription_data()
+    membership.accept(b"{}")
+    await membership.confirmed(10)
+
+
 def test_aiokafka_has_what_is_watched() -> None:
     coordinator: Any = GroupCoordinator.__new__(GroupCoordinator)
     assert callable(coordinator._do_heartbeat)
