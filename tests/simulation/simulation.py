@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from agents.placement import Place, place
 from schemas.table import TableDefinition
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.memory_intents import IntentLog
@@ -44,8 +45,7 @@ class Group:
     def __init__(self) -> None:
         self.generation = 0
         self.members: dict[str, Worker] = {}
-        self.assignment: dict[str, list[int]] = {}
-        self.standbys: dict[str, list[int]] = {}
+        self.places: dict[str, Place] = {}
 
 
 class Simulation:
@@ -62,6 +62,9 @@ class Simulation:
         self.intents = IntentLog()
         self.groups = {"store": Group(), "sink": Group()}
         self.has_standbys = False
+        #: Partitions are dealt as the assignor deals them; else at random, which must be right too.
+        self.is_placed = False
+        self._is_asked = False
         self.kills = 0
         self.promotions = 0
         self.answers = 0
@@ -102,6 +105,11 @@ class Simulation:
     def keep_standbys(self, kept: bool) -> None:
         """From this rebalance on every partition has a copy on another worker, or none any more."""
         self.has_standbys = kept
+        self.rebalance("store")
+
+    def place(self, placed: bool) -> None:
+        """From this rebalance on the assignor deals, by what members say of their copies, or chance does."""
+        self.is_placed = placed
         self.rebalance("store")
 
     def stop(self, name: str, *, seconds: float, is_cut: bool = False) -> None:
@@ -171,7 +179,7 @@ class Simulation:
         random = self.random
         self.write(random.randint(0, 30))
         name = random.choice(sorted(self.groups["store"].members) * 2 + sorted(self.groups["sink"].members))
-        match random.randrange(13):
+        match random.randrange(14):
             case 0:
                 self.rebalance(name.partition("-")[0])
             case 1 | 2:
@@ -190,6 +198,8 @@ class Simulation:
                 self.retention()
             case 9:
                 self.keep_standbys(not self.has_standbys)
+            case 10:
+                self.place(not self.is_placed)
             case _:
                 self.pass_time(random.uniform(0.1, 5.0))
 
@@ -231,6 +241,7 @@ class Simulation:
                 redis=self.redis,
                 clickhouse=self.clickhouse,
                 intents=self.intents,
+                on_all_warm=self._ask_for_an_assignment,
             )
         else:
             worker = SinkWorker(self.loop, name, kafka=self.kafka, clickhouse=self.clickhouse, intents=self.intents)
@@ -265,11 +276,10 @@ class Simulation:
             await self._rebalance(name.partition("-")[0])
         await asyncio.sleep(self.random.uniform(0.1, 2.0))
         self._start(name, kept)
-        if name in group.assignment:
+        if name in group.places:
             # A static member that is back in time gets what it had.
             back = group.members[name]
-            place = group.assignment[name], group.standbys[name]
-            await back.process.start(back.assign(*place, group.generation))
+            await back.process.start(back.assign(group.places[name], group.generation))
         else:
             await self._rebalance(name.partition("-")[0])
 
@@ -312,11 +322,11 @@ class Simulation:
                 self.intents.generation = group.generation
             else:
                 self.kafka.generation = group.generation
-            self._deal(group, ready, has_standbys=self.has_standbys and kind == "store")
+            before, group.places = group.places, self._places(kind, ready)
+            for name in ready:
+                self.promotions += len(before.get(name, Place()).standbys & group.places[name].owned)
             assigns = [
-                running[name].process.start(
-                    running[name].assign(group.assignment[name], group.standbys[name], group.generation)
-                )
+                running[name].process.start(running[name].assign(group.places[name], group.generation))
                 for name in ready
             ]
             if assigns:
@@ -327,20 +337,29 @@ class Simulation:
             # Those that let go too late join again once they have.
             await asyncio.wait(late)
 
-    def _deal(self, group: Group, ready: list[str], *, has_standbys: bool) -> None:
-        """Whoever has a copy may get the partition, or somebody else: it must be right either way."""
+    def _places(self, kind: str, ready: list[str]) -> dict[str, Place]:
+        """As the assignor has it, or by chance: whoever has a copy may get the partition then, or somebody else."""
+        standbys = 1 if self.has_standbys and kind == "store" else 0
+        if self.is_placed and kind == "store" and ready:
+            said = {worker.name: worker.says() for worker in self._stores() if worker.name in ready}
+            return place(said, range(PARTITIONS), standbys=standbys)
         self.random.shuffle(ready)
-        copies = group.standbys
-        group.assignment, group.standbys = {name: [] for name in ready}, {name: [] for name in ready}
-        for partition in range(PARTITIONS if ready else 0):
-            group.assignment[ready[partition % len(ready)]].append(partition)
-            if has_standbys and len(ready) > 1:
-                group.standbys[ready[(partition + 1) % len(ready)]].append(partition)
-        self.promotions += sum(len({*copies.get(name, ())} & {*group.assignment[name]}) for name in ready)
+
+        def every_nth(first: int) -> frozenset[int]:
+            return frozenset(number for number in range(PARTITIONS) if (number + first) % len(ready) == 0)
+
+        has_copies = standbys and len(ready) > 1
+        return {
+            name: Place(every_nth(-turn), every_nth(1 - turn) if has_copies else frozenset())
+            for turn, name in enumerate(ready)
+        }
+
+    def _ask_for_an_assignment(self) -> None:
+        self._is_asked = True
 
     async def _settle(self) -> None:
         for kind, group in self.groups.items():
-            if len(group.assignment) < len(group.members):
+            if len(group.places) < len(group.members):
                 await self._rebalance(kind)
         if not await self._until(self._is_caught_up, seconds=SETTLE_SECONDS_MAX):
             raise InvariantError(6, f"not caught up after {SETTLE_SECONDS_MAX:.0f} s: {self._state()}")
@@ -353,6 +372,9 @@ class Simulation:
             if self.loop.time() > deadline:
                 return False
             await self._reset_justified_gaps()
+            if self._is_asked:
+                self._is_asked = False
+                await self._rebalance("store")
             await asyncio.sleep(0.05)
         return True
 
@@ -525,7 +547,7 @@ class Simulation:
                 worker.host.hosted()[topic_partition.partition].positions[topic_partition.topic]
                 for worker in self._stores()
                 if topic_partition.partition in worker.host.serving()
-                and topic_partition.partition in self.groups["store"].assignment.get(worker.name, ())
+                and topic_partition.partition in self.owned_by(worker.name)
             ),
             default=-1,
         )
@@ -534,8 +556,13 @@ class Simulation:
         intent = self.intents.newest.get(topic_partition)
         return intent.lo if intent is not None else -1
 
+    def owned_by(self, name: str) -> frozenset[int]:
+        """The partitions that the group has given this worker."""
+        return self._group_of(name).places.get(name, Place()).owned
+
     def _is_caught_up(self) -> bool:
-        return all(
+        """A partition that is awaited elsewhere moves there once it is warm."""
+        return not any(place.awaited for place in self.groups["store"].places.values()) and all(
             min(self._applied(topic_partition), self._passed(topic_partition), self._copied(topic_partition))
             >= log.next_offset
             for topic_partition, log in self.kafka.logs.items()
@@ -553,7 +580,7 @@ class Simulation:
             for worker in self.groups["sink"].members.values()
             if isinstance(worker, SinkWorker)
             and topic_partition in worker.host.hosted()
-            and topic_partition.partition in self.groups["sink"].assignment.get(worker.name, ())
+            and topic_partition.partition in self.owned_by(worker.name)
         ]
         return max((delivery.next_offset or 0 for delivery in deliveries), default=-1)
 

@@ -26,7 +26,7 @@ from streams.processes.hosting import HostedPartition, PartitionState
 from streams.processes.ingestion import PartitionIngestion
 from streams.processes.recovery import Recovery
 from streams.processes.snapshotting import _Capture
-from streams.processes.standby import OwnersLetters, Standby
+from streams.processes.standby import OwnersLetters, Standby, Standbys
 from tests.simulation.loop import InvariantError
 from tests.simulation.simulation import Simulation
 
@@ -132,6 +132,10 @@ def a_promotion_that_waits_for_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def a_copy_that_counts_on_what_the_log_has_lost_meanwhile(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(standby, "check_uncut", lambda *_: None)
+
+
+def a_copy_that_is_warm_and_does_not_say_so(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Standbys, "_tell_when_all_are_warm", lambda _: None)
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------
@@ -310,6 +314,18 @@ def a_log_that_is_cut_under_a_copy(simulation: Simulation) -> None:
     simulation.settle(snapshots=False)
 
 
+def a_loss_of_disk_where_copies_decide(simulation: Simulation) -> None:
+    if not simulation.is_placed:
+        simulation.place(True)
+    simulation.write(simulation.random.randint(10, 40))
+    simulation.settle(snapshots=False)
+    name = simulation.random.choice(("store-0", "store-1"))
+    simulation.kill(name, after_effects=simulation.random.randint(0, 12), disk="lost", moves=True)
+    assert not simulation.owned_by(name), "it is cold, and the other one is warm"
+    simulation.settle(snapshots=False)
+    assert simulation.owned_by(name), "it is warm, and has its share"
+
+
 def snapshots(simulation: Simulation) -> None:
     simulation.slow_disks(True)
     for _ in range(5):
@@ -340,6 +356,7 @@ def a_loss_of_disk_and_snapshots(simulation: Simulation) -> None:
         (a_copy_that_passes_poison_before_its_owner, {6}, a_promotion),
         (a_promotion_that_waits_for_nothing, {5}, a_promotion),
         (a_copy_that_counts_on_what_the_log_has_lost_meanwhile, {6}, a_log_that_is_cut_under_a_copy),
+        (a_copy_that_is_warm_and_does_not_say_so, {6}, a_loss_of_disk_where_copies_decide),
         (a_snapshot_of_an_older_epoch_is_accepted, {5}, a_zombie),
         (a_snapshot_is_published_before_its_last_block_is_stored, {4}, snapshots),
         (blocks_of_a_retired_snapshot_are_removed_whoever_needs_them, {4}, snapshots),
@@ -381,6 +398,7 @@ def found_in(seed: int, happens: Callable[[Simulation], None]) -> InvariantError
         a_zombie_of_a_sink,
         a_promotion,
         a_log_that_is_cut_under_a_copy,
+        a_loss_of_disk_where_copies_decide,
         snapshots,
         a_loss_of_disk_and_snapshots,
     ],

@@ -73,6 +73,10 @@ class Lifecycle(RuleBasedStateMachine):
     def keep_standbys(self, kept: bool) -> None:
         self.running.keep_standbys(kept)
 
+    @rule(placed=st.booleans())
+    def place(self, placed: bool) -> None:
+        self.running.place(placed)
+
     @rule(kind=st.sampled_from(["store", "sink"]))
     def rebalance(self, kind: str) -> None:
         self.running.rebalance(kind)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import duckdb
 
+from agents.placement import Member, Place
 from schemas.catalog import Catalog
 from streams.adapters.duckdb_store import DuckDBStore, PartitionStore
 from streams.adapters.memory_intents import IntentLog
@@ -22,6 +23,7 @@ from streams.ports_snapshots import SnapshotRepository
 from streams.positions import TopicPartition
 from streams.processes.delivery import Delivery
 from streams.processes.hosting import HostingParts, PartitionHost, PartitionState
+from streams.processes.local_copies import LocalCopies
 from streams.processes.microbatches import FlushLimits
 from streams.processes.rebuilding import Rebuilding
 from streams.processes.recovery import Recovered, Recovery, Rung
@@ -76,9 +78,12 @@ class StoreWorker:
         redis: Redis,
         clickhouse: ClickHouse,
         intents: IntentLog,
+        on_all_warm: Callable[[], None],
     ) -> None:
         self.name = name
         self.disk = disk
+        #: What it was last given to own, as its membership remembers it.
+        self.owned: frozenset[int] = frozenset()
         self._clickhouse = clickhouse
         self.assigned: set[int] = set()
         #: partition -> as what it is written here; a copy that stays one keeps its role.
@@ -86,6 +91,7 @@ class StoreWorker:
         self.process = process = SimulatedProcess(loop, name)
         process.at_death = self._keep_disk
         self.store = SimulatedStore(disk, process, self.roles)
+        self._copies = LocalCopies(self.store, disk.folder)
         self.commits = Commits(kafka, process)
         repository = cast(SnapshotRepository, Snapshots(redis, process, self))
         self.orders = RecoveryOrders(disk.folder)
@@ -118,7 +124,9 @@ class StoreWorker:
         self.reader.on_unreadable = self.host.on_unreadable
         copies = replace(parts, recovery=recovery(claims_epochs=False), dead_letters=OwnersLetters(self.commits.record))
         self.copies_reader = StoreReader(kafka, process, self, lambda batch: self.standbys.submit(batch))
-        self.standbys = Standbys(copies, self.copies_reader, on_all_warm=lambda: None)
+        self.standbys = Standbys(
+            copies, self.copies_reader, on_all_warm=lambda: None if process.is_dead else on_all_warm()
+        )
         self.copies_reader.on_out_of_range = self.standbys.on_out_of_range
         self.copies_reader.on_unreadable = self.standbys.on_unreadable
         self._reading_for_copies: asyncio.Task[None] | None = None
@@ -129,19 +137,25 @@ class StoreWorker:
         """From its assignment until its revoke returns, as this worker sees it."""
         return partition in self.assigned
 
-    async def assign(self, partitions: Collection[int], standbys: Collection[int], generation: int) -> None:
+    def says(self) -> Member:
+        """What it tells the group's leader."""
+        return Member(self.name, self.owned, self._copies.positions())
+
+    async def assign(self, place: Place, generation: int) -> None:
         """As the store app does."""
+        self.owned = partitions = place.owned
+        standbys = place.standbys
         if standbys and self._reading_for_copies is None:
             self._reading_for_copies = self.process.start(self.copies_reader.run())
         await self.standbys.promote(partitions, kept=standbys)
         self.commits.generation, self.assigned = generation, set(partitions)
-        for partition in self.roles.keys() - set(standbys):
+        for partition in self.roles.keys() - standbys:
             del self.roles[partition]
         for partition in standbys:
             self.roles.setdefault(partition, f"a copy since generation {generation}")
         self.roles.update(dict.fromkeys(partitions, f"the owner in generation {generation}"))
         await self.host.assign(partitions, kept=standbys)
-        self.standbys.follow(standbys, ())
+        self.standbys.follow(standbys, place.awaited)
 
     async def revoke(self) -> None:
         """As the store app does; copies go on."""
@@ -189,6 +203,7 @@ class StoreWorker:
             await self.host.check_logs()
             await self.host.carry_out_orders()
             await self.host.take_snapshots()
+            self._copies.remember()
 
 
 class StoreReader(LogReader):
@@ -360,10 +375,10 @@ class SinkWorker:
         """See StoreWorker."""
         return topic_partition in self.assigned
 
-    async def assign(self, partitions: Collection[int], standbys: Collection[int], generation: int) -> None:
+    async def assign(self, place: Place, generation: int) -> None:
         """As the sink app does."""
-        assert not standbys
-        self.assigned = {TopicPartition(table.topic, number) for table in TABLES for number in partitions}
+        assert not place.standbys
+        self.assigned = {TopicPartition(table.topic, number) for table in TABLES for number in sorted(place.owned)}
         self.intents.generation = generation
         await self.host.on_assigned(self.assigned, generation)
 
