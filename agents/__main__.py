@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _make_app(kind: str) -> PintailApp:
-    """Loading takes a second or two, so each kind loads only what it runs (the sink needs no Redis client, the store no
-    ClickHouse client), and the store's files are opened meanwhile."""
+    """Loading takes a second or two, so each kind loads only what it runs (the sink needs no Redis client), and the
+    store's files are opened meanwhile."""
     from agents.worker_name import hold_name
     from streams.config import load_settings
 

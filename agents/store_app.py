@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,8 +18,7 @@ from agents.fetched_batches import ByteBudget
 from agents.log_consumer import LogConsumer
 from agents.query_requests import RequestAnswers, RequestReading
 from agents.store_files import StoreFiles
-from streams.adapters.clickhouse_history import ClickHouseHistory
-from streams.adapters.clickhouse_sink import ClickHouseSink
+from schemas.catalog import Catalog
 from streams.adapters.kafka_intents import GroupRecords
 from streams.adapters.kafka_librdkafka import RdKafkaLog, RdKafkaTail
 from streams.adapters.kafka_producers import KafkaDeadLetters, KafkaReplies
@@ -117,8 +116,7 @@ def store_app(settings: Settings, files: StoreFiles) -> PintailApp:
     app = PintailApp(settings.store_group, settings, assigned_only=[settings.query_topic], membership=membership)
     repository, codec = open_snapshot_repository(settings), SnapshotCodec.from_settings(settings)
     dead_letters, replies = KafkaDeadLetters(settings), KafkaReplies(settings)
-    sink = ClickHouseSink(settings.clickhouse) if settings.clickhouse else None
-    rebuilding = Rebuilding(catalog, ClickHouseHistory(sink), GroupRecords(settings)) if sink else None
+    rebuilding, close_rebuilding = _rebuilding(settings, catalog)
     parts = HostingParts(
         catalog=catalog,
         store=store,
@@ -192,8 +190,7 @@ def store_app(settings: Settings, files: StoreFiles) -> PintailApp:
             steps.push_async_callback(in_thread, store.close)
             steps.push_async_callback(in_thread, ahead.close)
             steps.push_async_callback(repository.close)
-            if sink is not None:
-                steps.push_async_callback(in_thread, sink.close)
+            steps.push_async_callback(in_thread, close_rebuilding)
             steps.push_async_callback(replies.stop)
             steps.push_async_callback(dead_letters.stop)
             steps.push_async_callback(queries.close)
@@ -256,6 +253,17 @@ def store_app(settings: Settings, files: StoreFiles) -> PintailApp:
         await in_thread(copies.remember)
 
     return app
+
+
+def _rebuilding(settings: Settings, catalog: Catalog) -> tuple[Rebuilding | None, Callable[[], None]]:
+    """Recovery's ClickHouse rung, and what closes it. Its client is loaded only where there is a ClickHouse."""
+    if not settings.clickhouse:
+        return None, lambda: None
+    from streams.adapters.clickhouse_history import ClickHouseHistory
+    from streams.adapters.clickhouse_sink import ClickHouseSink
+
+    sink = ClickHouseSink(settings.clickhouse)
+    return Rebuilding(catalog, ClickHouseHistory(sink), GroupRecords(settings)), sink.close
 
 
 _ON_ITS_WAY = (PartitionState.RECOVERING, PartitionState.REPLAYING)
