@@ -1,9 +1,10 @@
 """The embedded ClickHouse engine (chDB) behind a thread-safe door: `Engine.execute(Statement) -> Outcome`.
 
-Owns the engine's directory; one process may hold it at a time, and one engine may run per process. Every statement runs
-on a connection of its own, so that settings, `USE` and temporary tables of one caller never reach another; a session
-keeps its connection between statements. Called by clickhouse_front, from one thread per request. Never fork a process
-that has opened the engine: the child hangs.
+Owns the engine's directory; one process may hold it at a time, and one engine may run per process. Settings, `USE` and
+temporary tables of one caller never reach another: a session keeps its connection between statements, and outside of
+sessions only statements that leave nothing behind on their connection pass it on, which saves most of what a small one
+costs. Called by clickhouse_front, from one thread per request. Never fork a process that has opened the engine: the
+child hangs.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import os
 import re
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -39,6 +42,9 @@ _INSERT_HEAD = re.compile(
     rb"(?P<settings>SETTINGS\s+[^;]*?)?\s*\bFORMAT\s+(?P<format>\w+)(?:[ \t]*;?[ \t]*\r?\n|\s|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
+_READ = re.compile(_COMMENTS + rb"(?:SELECT|WITH)\b", re.IGNORECASE | re.DOTALL)
+#: Connections that wait for their next statement, per database.
+_IDLE_MAX = 16
 
 
 class EngineError(Exception):
@@ -108,18 +114,23 @@ class Engine:
         self._running = 0
         self._closed = False
         self._sessions: dict[str, _Session] = {}
+        self._idle: defaultdict[str | None, list[Any]] = defaultdict(list)
         self.version, self.timezone = self._query_text("SELECT version(), timezone()").split("\t")
 
     def execute(self, statement: Statement) -> Outcome:
         """Run one statement. Raises EngineError. Safe from any thread; statements run side by side."""
-        settings = [_assignment(name, value) for name, value in statement.settings.items()]
-        with self._connection(statement) as connection:
+        settings = ", ".join(_assignment(name, value) for name, value in statement.settings.items())
+        head = _INSERT_HEAD.match(statement.sql)
+        if head is not None and head.end() == len(statement.sql):
+            head = None
+        # The settings of an insert with data are a clause of it.
+        to_set = "" if head else settings
+        leaves_nothing = head is not None or (not to_set and _READ.match(statement.sql) is not None)
+        with self._connection(statement, passed_on=leaves_nothing) as connection:
             try:
-                if statement.database is not None:
-                    connection.query("USE `" + statement.database.replace("\\", "\\\\").replace("`", "\\`") + "`")
-                if settings:
-                    connection.query("SET " + ", ".join(settings))
-                with self._as_engine_sql(statement.sql) as sql:
+                if to_set:
+                    connection.query(f"SET {to_set}")
+                with self._with_data(head, settings) if head else nullcontext(_text(statement.sql)) as sql:
                     result = connection.query(sql, statement.default_format, params=dict(statement.parameters))
                     return Outcome(
                         body=result.bytes() or b"",
@@ -131,7 +142,7 @@ class Engine:
             except (RuntimeError, self._chdb.ChdbError) as error:
                 raise EngineError(str(error)) from None
             finally:
-                if settings and statement.session:
+                if to_set and statement.session:
                     self._forget(connection, statement.settings)
 
     def close(self) -> None:
@@ -141,9 +152,10 @@ class Engine:
                 return
             self._closed = True
             self._changed.wait_for(lambda: not self._running, timeout=DRAIN_SECONDS_MAX)
-            for session in self._sessions.values():
-                session.connection.close()
+            for connection in (*(s.connection for s in self._sessions.values()), *chain(*self._idle.values())):
+                connection.close()
             self._sessions.clear()
+            self._idle.clear()
         self._root.close()
         self._scratch.cleanup()
 
@@ -158,26 +170,42 @@ class Engine:
         return str(self._root.query(sql, "TabSeparated").bytes().decode().strip())
 
     @contextmanager
-    def _connection(self, statement: Statement) -> Iterator[Any]:
+    def _connection(self, statement: Statement, *, passed_on: bool) -> Iterator[Any]:
+        """The session's connection, or one that is `passed_on` to the next statement unless this one fails."""
         with self._changed:
             if self._closed:
                 raise EngineError("the server is shutting down", code=236)
             session = self._session(statement) if statement.session else None
+            idle = self._idle[statement.database]
+            found = session.connection if session else idle.pop() if idle and passed_on else None
             self._running += 1
-        connection = session.connection if session else None
+        connection = found
         try:
             if connection is None:
                 connection = self._chdb.connect(self._path)
+            if statement.database is not None and (found is None or session):
+                self._use(connection, statement.database)
             yield connection
+        except BaseException:
+            passed_on = False
+            raise
         finally:
-            if session is None and connection is not None:
-                connection.close()
             with self._changed:
                 self._running -= 1
                 if session is not None:
                     session.busy = False
                     session.expires_at = time.monotonic() + statement.session_seconds
+                elif passed_on and len(idle) < _IDLE_MAX:
+                    idle.append(connection)
+                elif connection is not None:
+                    connection.close()
                 self._changed.notify_all()
+
+    def _use(self, connection: Any, database: str) -> None:
+        try:
+            connection.query("USE `" + database.replace("\\", "\\\\").replace("`", "\\`") + "`")
+        except (RuntimeError, self._chdb.ChdbError) as error:
+            raise EngineError(str(error)) from None
 
     def _session(self, statement: Statement) -> _Session:
         """The statement's session, taken for it. Call with the lock held."""
@@ -197,18 +225,15 @@ class Engine:
         return session
 
     @contextmanager
-    def _as_engine_sql(self, sql: bytes) -> Iterator[str]:
-        """The statement as text; the inline data of an insert goes through a file that exists for its duration."""
-        head = _INSERT_HEAD.match(sql)
-        if head is None or head.end() == len(sql):
-            yield _text(sql)
-            return
+    def _with_data(self, head: re.Match[bytes], settings: str) -> Iterator[str]:
+        """An insert as text, its data in a file that exists for its duration. Its own settings come last: they win."""
+        insert, own, data_format = (_text(head[name] or b"") for name in ("insert", "settings", "format"))
+        clauses = ", ".join(filter(None, (settings, own.strip()[len("SETTINGS") :])))
         descriptor, path = tempfile.mkstemp(dir=self._scratch.name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(memoryview(sql)[head.end() :])
-            insert, settings, data_format = (_text(head[name] or b"") for name in ("insert", "settings", "format"))
-            yield f"{insert} FROM INFILE '{path}' {settings} FORMAT {data_format}"
+                file.write(memoryview(head.string)[head.end() :])
+            yield f"{insert} FROM INFILE '{path}' {clauses and f'SETTINGS {clauses}'} FORMAT {data_format}"
         finally:
             Path(path).unlink()
 

@@ -72,6 +72,13 @@ def test_a_setting_holds_for_its_own_statement_only(clickhouse_url: str) -> None
         assert http(clickhouse_url, question, **session) == default
 
 
+def test_a_database_holds_for_its_own_statement_only(clickhouse_url: str) -> None:
+    question = b"SELECT currentDatabase()"
+    for database in ("system", "default", "system"):
+        assert http(clickhouse_url, question, database=database) == database.encode() + b"\n"
+        assert http(clickhouse_url, question) == b"default\n"
+
+
 def test_a_session_keeps_its_temporary_table_to_itself(clickhouse_url: str) -> None:
     mine = {"session_id": "mine"}
     http(clickhouse_url, b"CREATE TEMPORARY TABLE scratch (a Int32)", **mine)
