@@ -1,8 +1,9 @@
 """ClickHouseAudit: counts and digests of what ClickHouse holds of one topic partition, by ranges of offsets.
 
 Each question is one statement over one snapshot of the table. Of a keyed table it also says how far that snapshot goes:
-the newest record of a partition is always the newest of its key, so FINAL keeps it, as a tombstone if need be. All
-methods block and are thread-safe; called by the audit from worker threads.
+the newest record of a partition is always the newest of its key, so FINAL keeps it, as a tombstone if need be. On a
+cluster one shard has the partition and applies FINAL; a replica that lags is not asked, and a shard that is away is an
+error rather than missing rows. All methods block and are thread-safe; called by the audit from worker threads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from streams.adapters.clickhouse_sink import ClickHouseSink
 from streams.ports import AuditedRange, Digest, HeldRow, Holdings
 from streams.positions import next_offset_after
 
-_SETTINGS: dict[str, Any] = {"output_format_arrow_string_as_string": 1, "wait_end_of_query": 1}
+_SETTINGS: dict[str, Any] = {
+    "output_format_arrow_string_as_string": 1,
+    "wait_end_of_query": 1,
+    # Of Distributed tables only; others ignore them. 1 second is the least that ClickHouse knows as lag.
+    "skip_unavailable_shards": 0,
+    "max_replica_delay_for_distributed_queries": 1,
+    "fallback_to_stale_replicas_for_distributed_queries": 0,
+}
 
 
 class ClickHouseAudit:

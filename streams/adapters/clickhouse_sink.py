@@ -55,10 +55,11 @@ CONNECT_SECONDS_MAX = 5
 REPLY_SECONDS_MAX = 30
 CONNECTIONS_MAX = 8
 
-#: ClickHouse error codes that say "not now": time-outs, limits on load, memory and parts, read-only states, Keeper.
+#: ClickHouse error codes that say "not now": time-outs, limits on load, memory and parts, read-only states, Keeper,
+#: replicas that lag.
 _TRANSIENT_CODES = frozenset(
     {3, 159, 160, 164, 198, 202, 203, 209, 210, 225, 236, 241, 242, 243, 244, 279, 285, 286, 289, 305, 319}
-    | {373, 394, 415, 425, 439, 473, 499, 517, 521, 626, 667, 722, 999}
+    | {369, 373, 394, 415, 425, 439, 473, 499, 517, 521, 626, 667, 722, 999}
 )
 _TOO_MANY_PARTS_CODE = 252
 #: Codes that may be about one row's values: text, numbers, dates and UUIDs that cannot be converted (6, 26, 27, 38, 41,

@@ -7,11 +7,14 @@ tested in tests/integration/test_tables_clickhouse.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from schemas.clickhouse_ddl import create_table_statements, expected_columns, migration_sql
+from schemas.clickhouse_ddl import SHARDING_KEY, create_table_statements, expected_columns, migration_sql
 from schemas.table import TableDefinition
+from streams.adapters.clickhouse_audit import ClickHouseAudit
 from streams.adapters.clickhouse_shape import (
     Distributed,
     FoundTable,
@@ -19,6 +22,9 @@ from streams.adapters.clickhouse_shape import (
     sharding_differences,
     storage_differences,
 )
+from streams.adapters.clickhouse_sink import ClickHouseSink
+from streams.ports import AuditedRange
+from streams.positions import OffsetRange
 from tests.sink_log import append_table, keyed_table
 from tests.unit.tables_helpers import table_of
 
@@ -101,3 +107,37 @@ def test_a_replicated_table_that_replaces_rows_is_a_keyed_one() -> None:
     table = keyed_table("flights")
     engine = f"{REPLICATED.format('Replacing', ', _offset')} ORDER BY id"
     assert storage_differences(table, found_table(table, engine, order="id"), default_window=10_000) == []
+
+
+class Asked(ClickHouseSink):
+    """Keeps what it is asked, and answers that nothing is there."""
+
+    def __init__(self) -> None:
+        super().__init__("http://balancer:8123/air", cluster="main")
+        self.questions: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+
+    def arrow(self, sql: str, parameters: dict[str, Any], settings: dict[str, Any]) -> pa.Table:
+        self.questions.append((sql, parameters, settings))
+        return pa.table({"newest": pa.array([], pa.int64())})
+
+
+@pytest.mark.parametrize("table", [append_table("flights"), keyed_table("flights")], ids=["append", "keyed"])
+def test_an_audit_asks_the_shard_of_the_partition_through_the_distributed_table(table: TableDefinition) -> None:
+    sink = Asked()
+    asked = AuditedRange(partition=3, offsets=OffsetRange(10, 20), bucket=5, since_ms=0)
+    ClickHouseAudit(sink).holdings(table, asked)
+    ClickHouseAudit(sink).rows(table, asked)
+    for sql, parameters, settings in sink.questions:
+        # One shard has the sharding key's value, and with it every record of a key: so FINAL, which each shard applies
+        # to its own rows, is the FINAL of the whole table.
+        assert (
+            f"FROM `air`.`flights`{' FINAL' if table.is_keyed else ''} WHERE {SHARDING_KEY} = {{partition:UInt32}}"
+            in sql
+        )
+        assert parameters == {"partition": 3}
+        assert settings["skip_unavailable_shards"] == 0
+        assert settings["max_replica_delay_for_distributed_queries"] == 1
+        assert settings["fallback_to_stale_replicas_for_distributed_queries"] == 0
+        # A bound within FINAL's source would let an older record of a key pass for its newest.
+        assert ("AND _offset >= 10 AND _offset < 20" in sql.partition(" WHERE ")[2]) is not table.is_keyed
+    assert len(sink.questions) == 2
