@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +76,9 @@ def delivery_table(decoded: Sequence[DecodedBatch]) -> pa.Table:
 def beyond_the_short_calendar(rows: pa.Table) -> tuple[str, int] | None:
     """Column and `_offset` of a date or time outside 1900 to 2299; None if there is none. These are the years that
     ClickHouse before 26.8 holds."""
-    for name in rows.column_names:
+    for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):
+        if not (pa.types.is_temporal(kind) or pa.types.is_nested(kind)):
+            continue
         found = _rows_beyond(_one_chunk(rows.column(name)))
         if len(found):
             return name, rows.column("_offset")[found[0].as_py()].as_py()
@@ -92,8 +95,15 @@ def _rows_beyond(array: pa.Array) -> pa.Array:
         )
     if not pa.types.is_temporal(array.type):
         return pa.array([], pa.uint64())
-    first, end = (pa.scalar(day).cast(array.type) for day in _SHORT_CALENDAR)
+    first, end = _short_calendar(array.type)
     return pc.indices_nonzero(pc.fill_null(pc.or_(pc.less(array, first), pc.greater_equal(array, end)), False))
+
+
+@lru_cache(maxsize=64)
+def _short_calendar(kind: pa.DataType) -> tuple[pa.Scalar, pa.Scalar]:
+    """Its bounds in that type. Casting them would cost more than comparing a small micro-batch with them."""
+    first, end = (pa.scalar(day).cast(kind) for day in _SHORT_CALENDAR)
+    return first, end
 
 
 def _with_metadata(table: TableDefinition, batch: DecodedBatch, records: pa.Table, *, deleted: bool) -> pa.Table:
