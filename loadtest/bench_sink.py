@@ -89,8 +89,20 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--events", type=int, default=3_000_000, help="of the backlog [%(default)s]")
     add("--insert-events", type=int, default=500_000, help="inserted twice to compare CPU [%(default)s]")
     add("--rate", type=float, default=20_000, help="events per second for freshness [%(default)s]")
-    add("--seconds", type=float, default=60, help="how long they are sent [%(default)s]")
+    duration = parser.add_mutually_exclusive_group()
+    duration.add_argument("--seconds", type=float, default=60, help="how long they are sent [%(default)s]")
+    duration.add_argument(
+        "--minutes",
+        dest="seconds",
+        type=_minutes,
+        metavar="MINUTES",
+        help="the same, to see that active parts are bounded",
+    )
     return parser.parse_bench(arguments)
+
+
+def _minutes(text: str) -> float:
+    return 60 * float(text)
 
 
 def _print(result: dict[str, Any]) -> None:
