@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from agents.app import PintailApp, record_decoder
@@ -15,6 +16,7 @@ from streams.adapters.kafka_intents import metadata_of, recorded_intent
 from streams.adapters.kafka_producers import KafkaDeadLetters
 from streams.adapters.kafka_topics import ensure_topics, topics_of
 from streams.config import Settings
+from streams.errors import SinkError, SinkUnavailableError
 from streams.positions import OffsetRange, TopicPartition
 from streams.processes.delivery import Delivery, PartitionDelivery
 from streams.processes.microbatches import FlushLimits
@@ -27,16 +29,53 @@ logger = logging.getLogger(__name__)
 FETCH_WAIT_MS_MAX = 250
 
 
+@dataclass
+class _WaitingRecord:
+    offsets: OffsetRange
+    #: Why it could not be committed; None once it is.
+    outcome: asyncio.Future[SinkError | None]
+
+
 class GroupIntents:
     """streams.ports.DeliveryIntents in the consumer group: the committed position is `lo`, its metadata `lo:hi`. Kafka
-    refuses the commit of a member that a rebalance has left behind, which is the fence."""
+    refuses the commit of a member that a rebalance has left behind, which is the fence.
+
+    A group commits one request at a time, and partitions are flushed together: what is to be recorded while a commit is
+    under way shares the next one."""
 
     def __init__(self, app: PintailApp) -> None:
         self._app = app
+        self._waiting: dict[TopicPartition, _WaitingRecord] = {}
+        self._committing = asyncio.Lock()
 
     async def record(self, topic_partition: TopicPartition, offsets: OffsetRange) -> None:
         """See streams.ports.DeliveryIntents."""
-        await self._app.log_reader.commit_record(topic_partition, offsets.lo, metadata_of(offsets))
+        mine = _WaitingRecord(offsets, asyncio.get_running_loop().create_future())
+        self._waiting[topic_partition] = mine
+        try:
+            async with self._committing:
+                if not mine.outcome.done():
+                    together, self._waiting = self._waiting, {}
+                    await self._commit(together)
+        finally:
+            # Cancelled while it waited: its assignment has ended, so nobody may commit it.
+            if self._waiting.get(topic_partition) is mine:
+                del self._waiting[topic_partition]
+        if failure := mine.outcome.result():
+            raise failure
+
+    async def _commit(self, together: Mapping[TopicPartition, _WaitingRecord]) -> None:
+        """Settles the outcome of each; of a commit that ends without an answer, that it is to be tried again."""
+        records = {each: (waiting.offsets.lo, metadata_of(waiting.offsets)) for each, waiting in together.items()}
+        failures: Mapping[TopicPartition, SinkError] | None = None
+        try:
+            failures = await self._app.log_reader.commit_records(records)
+        finally:
+            for each, waiting in together.items():
+                if failures is None:
+                    waiting.outcome.set_result(SinkUnavailableError(f"the commit for {each} was interrupted"))
+                else:
+                    waiting.outcome.set_result(failures.get(each))
 
     async def read(self, topic_partition: TopicPartition) -> OffsetRange | None:
         """See streams.ports.DeliveryIntents."""

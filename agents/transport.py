@@ -33,7 +33,7 @@ from agents.group_watch import CHECK_SECONDS, GroupWatch, end_for_sure
 from agents.worker_name import note_fenced
 from streams.adapters.kafka_watermarks import read_watermarks
 from streams.batches import RecordBatch
-from streams.errors import GroupSilentError, SinkFencedError, SinkUnavailableError, WorkerNameTakenError
+from streams.errors import GroupSilentError, SinkError, SinkFencedError, SinkUnavailableError, WorkerNameTakenError
 from streams.ports import Watermarks
 from streams.positions import TopicPartition
 
@@ -147,24 +147,35 @@ class BatchConsumerThread(faust_aiokafka.AIOKafkaConsumerThread):  # type: ignor
             return False
         return bool(offsets)
 
-    async def commit_record(self, tp: TP, offset: int, metadata: str) -> None:
-        """Commits one position with metadata, fenced by the group's generation.
+    async def commit_records(self, records: Mapping[TP, tuple[int, str]]) -> Mapping[TP, SinkError]:
+        """Commits positions with metadata in one request, fenced by the group's generation. Returns why some failed:
+        SinkFencedError when another member owns the partition, SinkUnavailableError when Kafka is away."""
+        return await self.call_thread(self._commit_records, records)  # type: ignore[no-any-return]
 
-        Raises SinkFencedError when another member owns the partition, SinkUnavailableError when Kafka is away."""
-        await self.call_thread(self._commit_record, tp, offset, metadata)
-
-    async def _commit_record(self, tp: TP, offset: int, metadata: str) -> None:
+    async def _commit_records(self, records: Mapping[TP, tuple[int, str]]) -> Mapping[TP, SinkError]:
         consumer = self._ensure_consumer()
         if _is_joining(consumer):
-            raise SinkFencedError(f"{tp} is being assigned anew")
+            return {tp: SinkFencedError(f"{tp} is being assigned anew") for tp in records}
+        assigned = consumer.assignment()
+        failures: dict[TP, SinkError] = {
+            tp: SinkFencedError(f"{tp} now belongs to another member") for tp in records if tp not in assigned
+        }
+        owned = {tp: record for tp, record in records.items() if tp not in failures}
         try:
-            await consumer.commit({ensure_aiokafka_TP(tp): OffsetAndMetadata(offset, metadata)})
+            if owned:
+                await consumer.commit({ensure_aiokafka_TP(tp): OffsetAndMetadata(*at) for tp, at in owned.items()})
         except (CommitFailedError, IllegalStateError) as error:
-            raise SinkFencedError(f"{tp} now belongs to another member: {error}") from error
+            failures |= {tp: SinkFencedError(f"{tp} now belongs to another member: {error}") for tp in owned}
         except KafkaError as error:
-            raise SinkUnavailableError(
-                f"the position of {tp} could not be committed: {error!r}", hint="check the Kafka brokers"
-            ) from error
+            if len(owned) > 1:  # it may be about the topic of one of them
+                for tp, record in owned.items():
+                    failures |= await self._commit_records({tp: record})
+                return failures
+            why = f"could not be committed: {error!r}"
+            failures |= {
+                tp: SinkUnavailableError(f"the position of {tp} {why}", hint="check the Kafka brokers") for tp in owned
+            }
+        return failures
 
     async def committed_record(self, tp: TP) -> tuple[int, str] | None:
         """The committed position and its metadata; None if there is none."""
@@ -265,9 +276,12 @@ class BatchConsumer(faust_aiokafka.Consumer):  # type: ignore[misc]
         """See streams.ports.PartitionLog."""
         return await self._thread.read_watermarks(topic_partitions)  # type: ignore[no-any-return]
 
-    async def commit_record(self, topic_partition: TopicPartition, offset: int, metadata: str) -> None:
-        """See BatchConsumerThread.commit_record."""
-        await self._thread.commit_record(TP(*topic_partition), offset, metadata)
+    async def commit_records(
+        self, records: Mapping[TopicPartition, tuple[int, str]]
+    ) -> Mapping[TopicPartition, SinkError]:
+        """See BatchConsumerThread.commit_records."""
+        failures = await self._thread.commit_records({TP(*each): record for each, record in records.items()})
+        return {TopicPartition(*tp): failure for tp, failure in failures.items()}
 
     async def committed_record(self, topic_partition: TopicPartition) -> tuple[int, str] | None:
         """See BatchConsumerThread.committed_record."""

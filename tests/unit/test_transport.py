@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, UnknownTopicOrPartitionError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import OffsetAndMetadata
 from faust.types import TP
 
 from agents import fetched_batches
 from agents.fetched_batches import FETCH_WAIT_MS_MAX, PAUSE_WAITS, ByteBudget, Fetches, drain
 from agents.transport import BatchConsumer, BatchConsumerThread
 from streams.batches import RECORD_OVERHEAD_BYTES, RecordBatch
-from streams.errors import SinkFencedError
+from streams.errors import SinkFencedError, SinkUnavailableError
 from streams.limits import GATHERED_BYTES, MIB
 from streams.positions import TopicPartition
 
@@ -312,9 +313,30 @@ async def test_while_the_group_assigns_nothing_is_committed_because_that_would_m
     coordinator = SimpleNamespace(_performed_join_prepare=is_joining)
     thread._consumer = SimpleNamespace(_coordinator=coordinator, assignment=lambda: {FLIGHTS}, commit=commit)
     assert await thread._commit_quietly({FLIGHTS: 5}) is not is_joining
-    with pytest.raises(SinkFencedError) if is_joining else nullcontext():
-        await thread._commit_record(FLIGHTS, 5, "5:5")
+    failures = await thread._commit_records({FLIGHTS: (5, "5:5")})
+    assert [type(failure) for failure in failures.values()] == ([SinkFencedError] if is_joining else [])
     assert bool(committed) is not is_joining
+
+
+async def test_a_record_that_cannot_be_committed_fails_alone() -> None:
+    """One partition now belongs to another member, and the topic of another one is gone."""
+    other, lost = TP("flights", 1), TP("flights", 2)
+    committed: list[Any] = []
+
+    async def commit(offsets: Any) -> None:
+        if other in offsets:
+            raise UnknownTopicOrPartitionError
+        committed.append(offsets)
+
+    thread: Any = BatchConsumerThread.__new__(BatchConsumerThread)
+    coordinator = SimpleNamespace(_performed_join_prepare=False)
+    thread._consumer = SimpleNamespace(_coordinator=coordinator, assignment=lambda: {FLIGHTS, other}, commit=commit)
+    failures = await thread._commit_records({FLIGHTS: (5, "5:9"), other: (6, "6:7"), lost: (7, "7:8")})
+    assert {tp: type(failure) for tp, failure in failures.items()} == {
+        other: SinkUnavailableError,
+        lost: SinkFencedError,
+    }
+    assert committed == [{FLIGHTS: OffsetAndMetadata(5, "5:9")}]
 
 
 def test_aiokafka_says_whether_a_member_is_joining() -> None:
