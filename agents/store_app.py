@@ -18,6 +18,7 @@ from agents.fetched_batches import ByteBudget
 from agents.log_consumer import LogConsumer
 from agents.query_requests import RequestAnswers, RequestReading
 from agents.store_files import StoreFiles
+from agents.worker_name import client_id
 from schemas.catalog import Catalog
 from streams.adapters.kafka_intents import GroupRecords
 from streams.adapters.kafka_librdkafka import RdKafkaLog, RdKafkaTail
@@ -115,7 +116,8 @@ def store_app(settings: Settings, files: StoreFiles) -> PintailApp:
     membership = Membership(settings.worker, standbys=settings.standby, copies=copies.positions)
     app = PintailApp(settings.store_group, settings, assigned_only=[settings.query_topic], membership=membership)
     repository, codec = open_snapshot_repository(settings), SnapshotCodec.from_settings(settings)
-    dead_letters, replies = KafkaDeadLetters(settings), KafkaReplies(settings)
+    name = client_id(settings, settings.store_group)
+    dead_letters, replies = KafkaDeadLetters(settings), KafkaReplies(settings, client_id=f"{name}-replies")
     rebuilding, close_rebuilding = _rebuilding(settings, catalog)
     parts = HostingParts(
         catalog=catalog,
@@ -137,6 +139,7 @@ def store_app(settings: Settings, files: StoreFiles) -> PintailApp:
     host = PartitionHost(parts, app.log_reader, revoke_seconds_max=settings.revoke_seconds_max)
     request_log = RdKafkaLog(
         settings,
+        client_id=f"{name}-requests",
         group=settings.store_group,
         deliver=lambda batch: answer_requests(batch),
         on_out_of_range=lambda topic_partition: requests.start(topic_partition),
@@ -144,10 +147,16 @@ def store_app(settings: Settings, files: StoreFiles) -> PintailApp:
     )
     part_replies = TopicPartition(settings.part_topic, zlib.crc32(settings.worker.encode()) % PART_PARTITIONS)
     exchange = PartExchange(replies.send, settings, reply_partition=part_replies.partition)
-    parts_log = RdKafkaTail(settings, part_replies, group=settings.store_group, deliver=exchange.deliver)
+    parts_log = RdKafkaTail(
+        settings,
+        part_replies,
+        client_id=f"{name}-parts",
+        group=settings.store_group,
+        deliver=exchange.deliver,
+    )
     requests = RequestReading(request_log, app.log_reader.committed_record)
     standby_log = LogConsumer(
-        log_options(settings, f"{settings.store_group}-{settings.worker}-standbys"),
+        log_options(settings, f"{name}-standbys"),
         deliver=lambda batch: standbys.submit(batch),
         on_out_of_range=lambda topic_partition: standbys.on_out_of_range(topic_partition),
         on_unreadable=lambda topic_partition, why: standbys.on_unreadable(topic_partition, why),

@@ -41,12 +41,16 @@ class Done:
     stderr: str
 
 
+def settings_of(stack: LocalStack) -> dict[str, str]:
+    """The settings of the stack's workers, for the environment of a command."""
+    return {**stack.settings_environment(), **stack.options.worker_environment}
+
+
 def pintail(stack: LocalStack, *arguments: str) -> Done:
     """Runs a command of the command line in this process, with the settings of the stack's workers."""
-    settings = {**stack.settings_environment(), **stack.options.worker_environment}
     out, err = io.StringIO(), io.StringIO()
     with (
-        mock.patch.dict(os.environ, settings),
+        mock.patch.dict(os.environ, settings_of(stack)),
         mock.patch.object(sys, "argv", ["pintail", *arguments]),
         redirect_stdout(out),
         redirect_stderr(err),

@@ -60,9 +60,11 @@ class Sent(NamedTuple):
 class RdKafkaProducer:
     """Sends each record at once; those that are sent while the broker is busy travel together."""
 
-    def __init__(self, settings: Settings, *, acks: Literal["1", "all"], record_bytes_max: int = MIB) -> None:
+    def __init__(
+        self, settings: Settings, *, client_id: str, acks: Literal["1", "all"], record_bytes_max: int = MIB
+    ) -> None:
         self._options = {
-            **librdkafka_options(settings),
+            **librdkafka_options(settings, client_id=client_id),
             "acks": acks,
             "enable.idempotence": acks == "all",
             "linger.ms": 0,
@@ -172,13 +174,14 @@ class RdKafkaLog:
         self,
         settings: Settings,
         *,
+        client_id: str,
         group: str,
         deliver: Callable[[RecordBatch], None],
         on_out_of_range: Callable[[TopicPartition], None],
         on_unreadable: Callable[[TopicPartition, str], None],
     ) -> None:
         self._options = {
-            **librdkafka_options(settings),
+            **librdkafka_options(settings, client_id=client_id),
             "group.id": group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -376,12 +379,19 @@ class RdKafkaTail:
     skipped: whoever waits for it has a deadline."""
 
     def __init__(
-        self, settings: Settings, topic_partition: TopicPartition, *, group: str, deliver: Callable[[RecordBatch], None]
+        self,
+        settings: Settings,
+        topic_partition: TopicPartition,
+        *,
+        client_id: str,
+        group: str,
+        deliver: Callable[[RecordBatch], None],
     ) -> None:
         self._topic_partition = topic_partition
         self._what = f"reading {topic_partition} from its end"
         self._log = RdKafkaLog(
             settings,
+            client_id=client_id,
             group=group,
             deliver=deliver,
             on_out_of_range=lambda _: self._begin(),

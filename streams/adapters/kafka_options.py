@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 from typing import Any
 
 from streams.config import Settings
+from streams.errors import ConfigurationError
 
 
 def kafka_client_options(settings: Settings) -> dict[str, Any]:
-    """Keyword arguments that AIOKafkaConsumer, AIOKafkaProducer and AIOKafkaAdminClient share."""
+    """Keyword arguments that AIOKafkaConsumer, AIOKafkaProducer and AIOKafkaAdminClient share. Raises
+    ConfigurationError."""
     settings.require("kafka")
     options: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in settings.kafka.split(",")],
         "security_protocol": settings.kafka_security_protocol,
     }
     if settings.kafka_security_protocol in ("SSL", "SASL_SSL"):
-        options["ssl_context"] = ssl.create_default_context(
-            cafile=str(settings.kafka_ca_file) if settings.kafka_ca_file else None
-        )
+        options["ssl_context"] = _tls_context(settings.kafka_ca_file)
     if settings.kafka_security_protocol.startswith("SASL"):
         options |= {
             "sasl_mechanism": settings.kafka_sasl_mechanism,
@@ -28,11 +29,13 @@ def kafka_client_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
-def librdkafka_options(settings: Settings) -> dict[str, Any]:
-    """The same for the clients of confluent-kafka."""
+def librdkafka_options(settings: Settings, *, client_id: str) -> dict[str, Any]:
+    """The same for the clients of confluent-kafka; brokers know a client by its id, in logs, metrics and quotas. Raises
+    ConfigurationError."""
     settings.require("kafka")
     options: dict[str, Any] = {
         "bootstrap.servers": settings.kafka,
+        "client.id": client_id,
         "security.protocol": settings.kafka_security_protocol,
         "socket.nagle.disable": True,
         "reconnect.backoff.max.ms": 1_000,
@@ -40,6 +43,7 @@ def librdkafka_options(settings: Settings) -> dict[str, Any]:
         "log.connection.close": False,
     }
     if settings.kafka_ca_file:
+        _tls_context(settings.kafka_ca_file)  # librdkafka would not say what is wrong with it
         options["ssl.ca.location"] = str(settings.kafka_ca_file)
     if settings.kafka_security_protocol.startswith("SASL"):
         options |= {
@@ -48,3 +52,13 @@ def librdkafka_options(settings: Settings) -> dict[str, Any]:
             "sasl.password": settings.kafka_password.get_secret_value(),
         }
     return options
+
+
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError too
+        raise ConfigurationError(
+            f"{ca_file} cannot be read as certificates: {error.strerror or error}",
+            hint="set PINTAIL_KAFKA_CA_FILE to a PEM file with the certificates of the brokers' authority",
+        ) from None

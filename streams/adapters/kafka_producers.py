@@ -122,8 +122,10 @@ class KafkaReplies:
     """Sends replies, and what workers ask one another, at once; what cannot be sent is logged, since its asker's
     deadline covers the loss."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._new_producer = partial(RdKafkaProducer, settings, acks="1", record_bytes_max=PART_MESSAGE_BYTES_MAX)
+    def __init__(self, settings: Settings, *, client_id: str) -> None:
+        self._new_producer = partial(
+            RdKafkaProducer, settings, client_id=client_id, acks="1", record_bytes_max=PART_MESSAGE_BYTES_MAX
+        )
         self._producer = self._new_producer()
         self._topics: set[str] = set()
         self._retired: set[asyncio.Task[None]] = set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +23,15 @@ from streams.cli.output import table_console
 from streams.cli.query import footer, rich_table
 from streams.client.answer import Answer
 from streams.client.blocking import Client
+from streams.client.subscription import Change
 from streams.config import load_settings
-from streams.errors import PintailError
+from streams.errors import PintailError, QueryRefusedError
 
 PROMPT, PROMPT_WITHIN = "pintail> ", "      -> "
 WATCH_SECONDS_DEFAULT = 2.0
+_WATCH_SECONDS_MIN = 0.1
+#: How long \watch tries to subscribe.
+_SUBSCRIBING_MS_MAX = 1_000
 _HISTORY_LINES_MAX = 1_000
 _KEYWORDS = """
     SELECT FROM WHERE GROUP BY ORDER LIMIT HAVING DISTINCT JOIN LEFT ON USING AS AND OR NOT NULL IS IN LIKE BETWEEN CASE
@@ -38,7 +42,8 @@ _HELP = r"""
   \d                the tables
   \d TABLE          its columns
   \timing           whether to say how long answers took, and what they reflect
-  \watch [SECONDS]  asks the last statement again and again, until Ctrl-C
+  \watch [SECONDS]  the answer of the last statement, and again when it has changed, at most once in so many seconds,
+                    until Ctrl-C; where no subscription is to be had, it is asked again and again
   \q                ends (Ctrl-D too)
 """.strip("\n")
 
@@ -47,6 +52,10 @@ class Asking(Protocol):
     """What the shell needs of a client."""
 
     def query(self, sql: str, params: Any = None) -> Answer:
+        """Raises PintailError."""
+        ...
+
+    def subscribe(self, sql: str, *, every_ms: int, deadline_ms: int) -> Generator[Change, None, None]:
         """Raises PintailError."""
         ...
 
@@ -119,13 +128,19 @@ class Shell:
         try:
             answer = self._client.query(self._last)
         except PintailError as error:
-            self.failed = True
-            self._console.print(Text(str(error), style="red"))
+            self._complain(str(error))
             return
+        took_ms = (time.perf_counter() - started) * 1000
+        self._show(answer, f" · round trip {took_ms:.1f} ms")
+
+    def _show(self, answer: Answer, more: str = "") -> None:
         self._console.print(rich_table(answer))
         if self._is_timing:
-            took_ms = (time.perf_counter() - started) * 1000
-            self._console.print(Text(f"{footer(answer)} · round trip {took_ms:.1f} ms", style="dim"))
+            self._console.print(Text(f"{footer(answer)}{more}", style="dim"))
+
+    def _complain(self, fault: str) -> None:
+        self.failed = True
+        self._console.print(Text(fault, style="red"))
 
     def _command(self, name: str, argument: str = "") -> None:
         match name:
@@ -139,8 +154,7 @@ class Shell:
             case r"\?":
                 self._console.print(Text(_HELP))
             case _:
-                self.failed = True
-                self._console.print(Text(rf"there is no {name}; \? lists the commands", style="red"))
+                self._complain(rf"there is no {name}; \? lists the commands")
 
     def _describe(self, name: str) -> None:
         grid = Table(show_edge=False)
@@ -152,8 +166,7 @@ class Shell:
         else:
             known = {table.name.lower(): table for table in self._catalog.tables}
             if name.lower() not in known:
-                self.failed = True
-                self._console.print(Text(f"there is no table {name}; tables: {', '.join(known)}", style="red"))
+                self._complain(f"there is no table {name}; tables: {', '.join(known)}")
                 return
             for title in ("column", "type", "null"):
                 grid.add_column(title)
@@ -163,14 +176,29 @@ class Shell:
 
     def _watch(self, seconds: str) -> None:
         try:
-            pause = float(seconds or WATCH_SECONDS_DEFAULT)
-        except ValueError:
-            self._console.print(Text(rf"\watch takes seconds, not {seconds}", style="red"))
+            every_ms = int(max(float(seconds or WATCH_SECONDS_DEFAULT), _WATCH_SECONDS_MIN) * 1000)
+        except (ValueError, OverflowError):
+            self._complain(rf"\watch takes seconds, not {seconds}")
+            return
+        if not self._last:
             return
         with contextlib.suppress(KeyboardInterrupt):
-            while True:
+            try:
+                self._follow(every_ms)
+            except PintailError as error:
+                if isinstance(error, QueryRefusedError) and not error.retriable:
+                    self._complain(str(error))
+                    return
+            while True:  # a question may be answered where a subscription is not: by several workers, or later
                 self.ask()
-                time.sleep(max(pause, 0.1))
+                time.sleep(every_ms / 1000)
+
+    def _follow(self, every_ms: int) -> None:
+        """Shows the changes of a subscription to the last statement. Raises PintailError when it ends."""
+        changes = self._client.subscribe(self._last, every_ms=every_ms, deadline_ms=_SUBSCRIBING_MS_MAX)
+        with contextlib.closing(changes):
+            for change in changes:
+                self._show(change.answer)
 
 
 def lines_of_terminal(running: Shell) -> Iterator[str]:

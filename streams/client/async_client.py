@@ -81,11 +81,13 @@ class AsyncClient:
         self._settings = settings
         self._query_partitions = query_partitions
         self._reply_partition = reply_partition
-        self._producer = RdKafkaProducer(settings, acks="1")
+        self._name = f"{settings.application}-clients"
+        self._producer = RdKafkaProducer(settings, client_id=self._name, acks="1")
         self._replies = RdKafkaTail(
             settings,
             TopicPartition(settings.reply_topic, reply_partition),
-            group=f"{settings.application}-clients",
+            client_id=self._name,
+            group=self._name,
             deliver=self._deliver,
         )
         self._caller = uuid.uuid4().hex
@@ -236,7 +238,7 @@ class AsyncClient:
         What it returns is an `at_least` for queries."""
         encoded = orjson.dumps(value, default=str) if isinstance(value, Mapping) else value
         if self._publisher is None:  # for records that must not be lost
-            self._publisher = RdKafkaProducer(self._settings, acks="all")
+            self._publisher = RdKafkaProducer(self._settings, client_id=self._name, acks="all")
             self._publisher.start()
         return Written(*await self._publisher.send(topic, value=encoded, key=None if key is None else key.encode()))
 

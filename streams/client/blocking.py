@@ -157,10 +157,18 @@ class Client:
         return self._each(changes)
 
     def _each(self, changes: AsyncGenerator[Change, None]) -> Generator[Change, None, None]:
+        taking: set[asyncio.Task[Any]] = set()
+
         async def coming() -> Change | None:
+            task = asyncio.current_task()
+            assert task is not None
+            taking.add(task)
+            task.add_done_callback(taking.discard)
             return await anext(changes, None)
 
         async def end() -> None:
+            if taking:  # what Ctrl-C interrupted is cancelled, and ends before the rest can
+                await asyncio.wait(taking)
             await changes.aclose()
 
         try:

@@ -25,7 +25,7 @@ def gathering(settings: Settings, **callbacks: Any) -> LogConsumer:
 
 
 def at_once(settings: Settings, **callbacks: Any) -> RdKafkaLog:
-    return RdKafkaLog(settings, group="a-group", **callbacks)
+    return RdKafkaLog(settings, client_id="a-log", group="a-group", **callbacks)
 
 
 @pytest.mark.parametrize("consumer", [gathering, at_once])
@@ -80,10 +80,14 @@ async def test_partitions_are_read_from_where_each_is_asked_for(
 async def test_a_tail_misses_nothing_from_its_start_on(kafka: str, new_topic: NewTopicMaker) -> None:
     topic = new_topic("tail", partitions=1)
     settings, values = Settings(kafka=kafka), list[bytes | None]()
-    producer = RdKafkaProducer(settings, acks="all")
+    producer = RdKafkaProducer(settings, client_id="a-producer", acks="all")
     producer.start()
     tail = RdKafkaTail(
-        settings, TopicPartition(topic, 0), group="a-group", deliver=lambda batch: values.extend(batch.values)
+        settings,
+        TopicPartition(topic, 0),
+        client_id="a-tail",
+        group="a-group",
+        deliver=lambda batch: values.extend(batch.values),
     )
     try:
         await producer.send(topic, value=b"before", partition=0)
@@ -98,7 +102,7 @@ async def test_a_tail_misses_nothing_from_its_start_on(kafka: str, new_topic: Ne
 
 async def test_what_cannot_be_sent_says_so(kafka: str, new_topic: NewTopicMaker) -> None:
     topic = new_topic("replies", partitions=1)
-    producer = RdKafkaProducer(Settings(kafka=kafka), acks="1")
+    producer = RdKafkaProducer(Settings(kafka=kafka), client_id="a-producer", acks="1")
     producer.start()
     try:
         for refused in (

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 from streams.client import AsyncClient
 from streams.errors import QueryRefusedError
 from tests.conftest import NewTopicMaker, Servers, unique_name
-from tests.system import System, running_system
+from tests.system import System, running_system, settings_of
 from tests.waiting import wait_for
 
 TABLES = {
@@ -165,6 +168,26 @@ def test_a_subscription_gives_rows_as_they_change(system: System) -> None:
     change = next(changes)
     assert (change.answer.rows, change.added, change.removed) == ([("third",)], [("third",)], [("second",)])
     changes.close()
+
+
+def test_the_command_line_prints_the_rows_of_a_subscription_until_ctrl_c(system: System) -> None:
+    put(system, "CL", "first")
+    sql = "SELECT name FROM airlines WHERE carrier = 'CL'"
+    wait_for(lambda: system.client.query(sql).rows, "the row is visible")
+    command = [sys.executable, "-m", "streams.cli.main", "query", sql, "--subscribe", "100", "--format", "json"]
+    environment = {**os.environ, **settings_of(system.stack)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as printing:
+        assert printing.stdout is not None
+        assert json.loads(printing.stdout.readline()) == [{"name": "first"}]
+        put(system, "CX", "of no interest")
+        put(system, "CL", "second")
+        assert json.loads(printing.stdout.readline()) == [{"name": "second"}]
+        printing.send_signal(signal.SIGINT)
+        rest, complaint = printing.communicate(timeout=30)
+    assert (rest, printing.returncode) == ("", 0), complaint
+    assert "Traceback" not in complaint
 
 
 @pytest.mark.invariant(9, place="input")

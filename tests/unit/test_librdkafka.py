@@ -43,6 +43,7 @@ class Reading:
         self.unreadable: list[TopicPartition] = []
         self.log = RdKafkaLog(
             Settings(kafka="127.0.0.1:9"),
+            client_id="a-log",
             group="a-group",
             deliver=self.batches.append,
             on_out_of_range=self.out_of_range.append,
@@ -112,7 +113,7 @@ async def test_without_kafka_everything_that_was_sent_fails_when_the_producer_st
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("streams.adapters.kafka_librdkafka._FLUSH_SECONDS_MAX", 0.1)
-    producer = RdKafkaProducer(nowhere(), acks="1")
+    producer = RdKafkaProducer(nowhere(), client_id="a-producer", acks="1")
     producer.start()
     sent = producer.send("replies", value=b"x", partition=0)
     await producer.stop()
@@ -122,7 +123,14 @@ async def test_without_kafka_everything_that_was_sent_fails_when_the_producer_st
 
 async def test_without_kafka_watermarks_fail_and_a_log_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.adapters.kafka_librdkafka._WATERMARK_SECONDS_MAX", 0.1)
-    log = RdKafkaLog(nowhere(), group="a-group", deliver=print, on_out_of_range=print, on_unreadable=lambda *_: None)
+    log = RdKafkaLog(
+        nowhere(),
+        client_id="a-log",
+        group="a-group",
+        deliver=print,
+        on_out_of_range=print,
+        on_unreadable=lambda *_: None,
+    )
     await log.start()
     with pytest.raises(KafkaUnavailableError, match="does not say what requests"):
         await log.watermarks([FIRST])
@@ -151,7 +159,7 @@ async def test_whoever_names_ever_more_reply_topics_costs_no_more_than_some(monk
             self.topics.add(topic)
 
     monkeypatch.setattr("streams.adapters.kafka_producers.RdKafkaProducer", Producer)
-    replies = KafkaReplies(Settings(kafka="127.0.0.1:9"))
+    replies = KafkaReplies(Settings(kafka="127.0.0.1:9"), client_id="replies")
     await replies.start()
     for number in range(3 * REPLY_TOPICS_MAX):
         await replies.send(f"replies-{number}", value=b"x")
