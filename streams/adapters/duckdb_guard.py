@@ -32,6 +32,8 @@ _GUARDED_QUERIES_CACHED = 512
 class GuardedQuery:
     """What the guard learnt about a query that may run."""
 
+    #: What was inspected, to be executed: DuckDB takes a statement sooner than its text.
+    statement: duckdb.Statement
     #: Names of the catalog's tables that it reads, in alphabetical order.
     tables: tuple[str, ...]
     #: Identifiers of its parameters: "1", "2" ... for positional ones.
@@ -70,6 +72,7 @@ class QueryGuard:
         tables = tuple(sorted(inspection.tables))
         columns = (f"{name}({', '.join(self._catalog.by_name(name).column_names)})" for name in tables)
         return GuardedQuery(
+            statement=statement_of(sql),
             tables=tables,
             parameters=frozenset(inspection.parameters),
             patterns=tuple(pattern for pattern in inspection.patterns if pattern.has_parameters),
@@ -104,6 +107,13 @@ def parser() -> duckdb.DuckDBPyConnection:
     parser.execute("SET lock_configuration = true")
     parser.execute("SELECT json_serialize_sql('SELECT 1')")
     return parser
+
+
+def statement_of(sql: str) -> duckdb.Statement:
+    """One statement, parsed once for any number of executions, on any connection and thread."""
+    with parser().cursor() as cursor:
+        (statement,) = cursor.extract_statements(sql)
+    return statement
 
 
 def _refuse_unparsed(parsed: Node, sql: str) -> NoReturn:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from threading import Lock
 from typing import Protocol
 
@@ -32,7 +32,7 @@ from schemas.messages import (
     serialise_arrow_answer,
 )
 from streams.adapters.duckdb_dialect import LEDGER_VIEW
-from streams.adapters.duckdb_guard import GuardedQuery, QueryGuard
+from streams.adapters.duckdb_guard import GuardedQuery, QueryGuard, statement_of
 from streams.adapters.duckdb_refusals import not_serving, refusal_of, too_many_bytes, too_many_rows
 from streams.adapters.duckdb_values import row_encoder
 from streams.errors import StoreError
@@ -40,7 +40,6 @@ from streams.errors import StoreError
 #: Rows fetched at a time; one DuckDB vector, so that a chunk over the byte limit stays small.
 _CHUNK_ROWS = 2_048
 
-_BEGIN = "BEGIN TRANSACTION READ ONLY"
 #: Of one partition, whose ledger is short: reading it costs half of adding it up.
 _POSITIONS_OF_ONE = f"SELECT partition, topic, next_offset FROM {LEDGER_VIEW}"
 _POSITIONS_OF_ALL = (
@@ -202,10 +201,10 @@ class RunningQuery(Interruptible):
         cursor = self._open_cursor()
         with self._using(cursor, partial(self._store.give_back, partition=self._partition)):
             try:
-                cursor.execute(_BEGIN)
+                cursor.execute(_begin())
                 applied = self._at_one_point(cursor)
                 before = self._store.applied(self._partition)
-                cursor.execute(request.sql, request.params or None)
+                cursor.execute(query.statement, request.params or None)
                 after = self._store.applied(self._partition)
                 columns = columns_of(cursor)
                 rows_json, arrow = self._limits.fetch(cursor, request.format)
@@ -242,6 +241,11 @@ class RunningQuery(Interruptible):
             raise not_serving("the partitions of this worker are changing")
         topics = [self._catalog.by_name(table).topic for table in query.tables]
         return {topic: {str(each): applied[each].get(topic, 0) for each in sorted(applied)} for topic in topics}
+
+
+@cache
+def _begin() -> duckdb.Statement:
+    return statement_of("BEGIN TRANSACTION READ ONLY")
 
 
 def _unmoved(
