@@ -32,6 +32,8 @@ from streams.errors import SchemaRegistryError, StoreError
 from streams.limits import (
     GATHERED_BYTES,
     GATHERING_SECONDS,
+    IDLE_SECONDS,
+    IDLE_WAL_BYTES_MAX,
     PARKED_TOGETHER_MAX,
     TRANSACTION_BYTES_MAX,
     WAL_BYTES_MAX,
@@ -112,11 +114,21 @@ class PartitionIngestion:
 
         A transaction in flight outlives the cancellation; closing the store waits for it."""
         while True:
-            await self._arrived.wait()
+            await self._arrival()
             await self._gather()
             if self._fault is not None:
                 raise self._fault
             await self._commit(self._take_queued())
+
+    async def _arrival(self) -> None:
+        """Waits for what comes next, and uses a longer wait to fold what is there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(IDLE_SECONDS):
+                await self._arrived.wait()
+                return
+        if self._store.wal_bytes() > IDLE_WAL_BYTES_MAX:
+            await self._in_thread(self._fold)
+        await self._arrived.wait()
 
     async def _gather(self) -> None:
         """Lets what the same fetch brought of the partition's other topics arrive, unless enough is there."""
@@ -201,8 +213,11 @@ class PartitionIngestion:
     def _apply(self, decoded: Sequence[DecodedBatch]) -> None:
         self._store.apply(decoded)
         if self._store.wal_bytes() > WAL_BYTES_MAX:
-            with telemetry.CHECKPOINT_SECONDS.time():
-                self._store.checkpoint_unless_frozen()
+            self._fold()
+
+    def _fold(self) -> None:
+        with telemetry.CHECKPOINT_SECONDS.time():
+            self._store.checkpoint_unless_frozen()
 
 
 def dead_letters_of(decoded: DecodedBatch) -> list[DeadLetter]:

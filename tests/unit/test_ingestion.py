@@ -20,6 +20,7 @@ from streams.ports import DeadLetter, DecodedBatch
 from streams.processes.ingestion import PartitionIngestion, ingestion_threads
 from streams.retry import Backoff
 from tests.store_samples import DECODER, batch, table
+from tests.waiting import wait_for
 
 EVENTS = table("events", number="INTEGER!")
 
@@ -129,6 +130,18 @@ async def test_nothing_is_applied_past_poison_that_cannot_be_parked_yet(
     assert watched.failures_to_come == []
     assert watched.numbers() == [2]
     assert [letter.offset for letter in watched.letters] == [0]
+
+
+async def test_what_is_applied_is_folded_into_the_file_once_nothing_comes(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.processes.ingestion.IDLE_WAL_BYTES_MAX", 0)
+    monkeypatch.setattr("streams.processes.ingestion.IDLE_SECONDS", 0.01)
+    for first in (0, 2):
+        watched.ingestion.submit(batch(EVENTS, [{"number": first}, {"number": first + 1}], first=first))
+        await watched.is_applied(first + 2)
+        await asyncio.to_thread(wait_for, lambda: watched.store.wal_bytes() == 0, "the log is folded")
+    assert watched.numbers() == [0, 1, 2, 3]
 
 
 async def test_a_trickle_is_decoded_together_and_in_order(watched: Watched) -> None:
