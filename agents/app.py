@@ -5,6 +5,7 @@ Faust owns group membership, assignment and the agents' flow; the `owner` owns p
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from faust.utils import venusian
 
 from agents.assignor import Membership, copartition_assignor
 from agents.fetched_batches import FETCH_WAIT_MS_MAX
+from agents.memory import return_freed_memory
 from agents.transport import SCHEME, BatchConsumer, BatchSchema, PartitionOwner
 from agents.worker_name import check_name, client_id
 from schemas.catalog import Catalog
@@ -31,6 +33,8 @@ REBALANCE_TIMEOUT_SECONDS = 30
 REQUEST_TIMEOUT_SECONDS = 60
 #: Between two commits of the positions: what monitoring sees, and what a standby must see before it passes poison.
 COMMIT_SECONDS = 1.0
+#: Between two returns of freed memory.
+FREED_MEMORY_SECONDS = 2.0
 PARTITION_FETCH_BYTES_MAX = 4 * MIB
 FETCH_BYTES_MAX = 32 * MIB
 
@@ -100,6 +104,10 @@ class PintailApp(faust.App):  # type: ignore[misc]
         )
         for topic in self.assigned_only:
             self.topics.add(self.batches_of(topic))
+
+        @self.timer(FREED_MEMORY_SECONDS)  # type: ignore[untyped-decorator]
+        async def give_back() -> None:
+            await asyncio.to_thread(return_freed_memory)
 
     def batches_of(self, *topics: str) -> Any:
         """A Faust channel of RecordBatches."""

@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         description="Name of this worker: unique in its group, and the same after a restart",
     )
     store_memory_limit: str = Field(
-        default="1GB",
+        default="512MB",
         pattern=r"^\d+(\.\d+)?\s?(KB|MB|GB|KiB|MiB|GiB)$",
         description="Memory of DuckDB's buffer pool, over all partitions of a worker",
     )

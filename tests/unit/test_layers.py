@@ -98,7 +98,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "lz4": ("streams.adapters.clickhouse_*", "streams.adapters.snapshot_codec", "streams.localstack.clickhouse_*"),
     "matplotlib": ("loadtest.profile_report",),
     "mode": ("agents.*",),
-    "numpy": ("streams.adapters.duckdb_*", "streams.adapters.json_columns"),
+    "numpy": ("streams.adapters.duckdb_*", "streams.adapters.exact_decoder", "streams.adapters.json_columns"),
     "orjson": ("*",),
     "prometheus_client": ("streams.telemetry", "agents.app"),
     "psutil": ("streams.localstack.*", "loadtest.usage"),
