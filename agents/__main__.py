@@ -44,9 +44,11 @@ def main(arguments: list[str]) -> int:
     except PintailError as error:
         print(f"pintail worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    _calm_the_garbage_collector()
     import faust
 
+    from agents.memory import calm_the_garbage_collector
+
+    calm_the_garbage_collector()
     faust.Worker(app, loglevel="INFO", redirect_stdouts=False, quiet=True).execute_from_commandline()
     return 0
 
@@ -69,14 +71,6 @@ def _make_app(kind: str) -> PintailApp:
     from agents.store_app import store_app
 
     return store_app(settings, files)
-
-
-def _calm_the_garbage_collector() -> None:
-    """Reading a fetch makes tens of thousands of objects that live for a moment and are in no cycle. With Python's own
-    thresholds the collector looks for cycles among them, and in all that was imported, for a quarter of the CPU."""
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
-    gc.enable()
 
 
 if __name__ == "__main__":

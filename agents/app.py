@@ -16,7 +16,7 @@ from faust.utils import venusian
 
 from agents.assignor import Membership, copartition_assignor
 from agents.fetched_batches import FETCH_WAIT_MS_MAX
-from agents.memory import return_freed_memory
+from agents.memory import collect_young_garbage, return_freed_memory
 from agents.transport import SCHEME, BatchConsumer, BatchSchema, PartitionOwner
 from agents.worker_name import check_name, client_id
 from schemas.catalog import Catalog
@@ -107,6 +107,7 @@ class PintailApp(faust.App):  # type: ignore[misc]
 
         @self.timer(FREED_MEMORY_SECONDS)  # type: ignore[untyped-decorator]
         async def give_back() -> None:
+            collect_young_garbage()
             await asyncio.to_thread(return_freed_memory)
 
     def batches_of(self, *topics: str) -> Any:

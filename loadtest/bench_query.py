@@ -44,7 +44,7 @@ AGGREGATE = f"SELECT country, count(*), sum(amount), max(amount) FROM {TABLE} GR
 _WARM_UP = 30
 _CATCH_UP_MS = 120_000
 #: Partitions that nothing comes to fold their write-ahead logs: what is idle has that behind it.
-_SETTLE_SECONDS = 4.0
+_SETTLE_SECONDS = 9.0
 _FAUST_SECONDS_MAX = 120
 _WORDS = {
     "lookup_ms": "key lookup, idle",
