@@ -1,6 +1,6 @@
 """`make bench-recovery`: how fast a store worker with a lot of state comes back, and what its snapshots cost.
 
-On a fresh local stack with one store worker, rows that hardly compress and take 430 bytes of a file each are published
+On a fresh local stack with one store worker, rows that hardly compress and take about 530 bytes of a file each are published
 to an upsert table of 4 partitions until their files hold 1 GB. Then, in this order:
 
     idle       writes one after the other, each timed until a query reflects it, while no snapshot is taken
@@ -56,7 +56,7 @@ TABLE_SQL = f"""CREATE TABLE {TABLE} (
 #: Random bytes of a payload; as base64 they take a third more, of which DuckDB takes little away.
 _PAYLOAD_BYTES = 330
 #: What one row takes in a file, about; the result has the true sizes.
-_ROW_BYTES = 430
+_ROW_BYTES = 530
 _GROUP_SECONDS_MAX = 300.0
 _LOOK_SECONDS = 0.02
 #: As often as a worker looks for what is due.
