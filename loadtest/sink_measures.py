@@ -40,8 +40,6 @@ _COUNT_SECONDS = 0.1
 #: A question costs the embedded engine 10 ms of CPU, which the machine lacks elsewhere; what was delivered just after
 #: one counts as visible with the next.
 _PROBE_SECONDS = 0.05
-#: As Kafka's own producer has it.
-_LINGER_MS = 5
 _PARTS_EVERY_SECONDS = 1.0
 _START_IN_SECONDS = 0.5
 
@@ -131,7 +129,7 @@ class SinkBench:
         phases = (Phase(seconds, rate),)
         schedule = Schedule(phases)
         self._say(f"sending {schedule.events:,} events in {seconds:.0f} s")
-        sender = OpenLoopSender(self._stack.addresses["kafka"], live_event, phases, linger_ms=_LINGER_MS)
+        sender = OpenLoopSender(self._stack.addresses["kafka"], live_event, phases)
         try:
             with self._usage(sender=sender.pid) as usage:
                 started = time.monotonic() + _START_IN_SECONDS
