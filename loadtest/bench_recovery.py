@@ -1,7 +1,7 @@
 """`make bench-recovery`: how fast a store worker with a lot of state comes back, and what its snapshots cost.
 
-On a fresh local stack with one store worker, rows that hardly compress and take about 530 bytes of a file each are published
-to an upsert table of 4 partitions until their files hold 1 GB. Then, in this order:
+On a fresh local stack with one store worker, rows that hardly compress go into an upsert table of 4 partitions,
+as many as make about 1 GB of files (a row takes 450 to 650 bytes there). Then, in this order:
 
     idle       writes one after the other, each timed until a query reflects it, while no snapshot is taken
     local      kill -9 -> SERVING again from the local files

@@ -30,8 +30,8 @@ GATHERING_SECONDS = 0.005
 PARKED_TOGETHER_MAX = 1_000
 #: Records of a partition that ClickHouse may refuse one after another before that counts as the table's fault.
 REFUSED_IN_A_ROW_MAX = 100
-#: A partition's write-ahead log is folded into its file beyond this size. Each fold writes the last row group anew, so a
-#: quarter of it makes the file of wide rows twice as large, for four times the CPU.
+#: A partition's write-ahead log is folded into its file beyond this size. Each fold writes the last row group anew,
+#: so a quarter of it makes the file of wide rows twice as large, for four times the CPU.
 WAL_BYTES_MAX = 64 * MIB
 #: The same once nothing has come to it for a while: rows in the log are not compressed, and scanned slowly.
 IDLE_WAL_BYTES_MAX = 4 * MIB
