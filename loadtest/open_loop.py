@@ -23,10 +23,6 @@ from loadtest.preload import producer_options
 from loadtest.publisher import PublishingError
 
 _TICK_SECONDS = 0.002
-#: Kafka's own client waits 5 ms, then sends the records of all partitions in one request. librdkafka sends one request
-#: per partition: at 5 ms, 20,000 events/s into 16 partitions are 3,200 of them a second, and take the broker 0.75 of a
-#: core (0.38 at 20 ms). What an event waits here counts as part of its latency.
-_LINGER_MS = 20
 _POLL_EVERY = 1_000
 
 
@@ -104,12 +100,10 @@ class OpenLoopSender:
         bootstrap_servers: str,
         maker: Callable[[int], Event],
         phases: Sequence[Phase],
-        *,
-        linger_ms: int = _LINGER_MS,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_send, args=(bootstrap_servers, maker, tuple(phases), linger_ms, theirs))
+        self._process = context.Process(target=_send, args=(bootstrap_servers, maker, tuple(phases), theirs))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -147,9 +141,7 @@ class OpenLoopSender:
         return said
 
 
-def _send(
-    bootstrap_servers: str, maker: Callable[[int], Event], phases: Sequence[Phase], linger_ms: int, pipe: Connection
-) -> None:
+def _send(bootstrap_servers: str, maker: Callable[[int], Event], phases: Sequence[Phase], pipe: Connection) -> None:
     """The sender's process: says "" when it is ready, then waits for its start, then says what it Sent."""
     faults: list[str] = []
 
@@ -157,9 +149,7 @@ def _send(
         if error is not None:
             faults.append(error.str())
 
-    producer = Producer(
-        producer_options(bootstrap_servers) | {"linger.ms": linger_ms, "delivery.report.only.error": True}
-    )
+    producer = Producer(producer_options(bootstrap_servers) | {"delivery.report.only.error": True})
     schedule, pause = Schedule(phases), threading.Event()
     first = maker(0)
     producer.list_topics(first.topic, timeout=30)

