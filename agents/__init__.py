@@ -8,6 +8,7 @@ Map
     assignor.py         partition p of every topic goes to one member; what members tell their group
     placement.py        which member owns a partition, and which ones keep a warm copy
     app.py              what both workers share: the Faust app and its status pages
+    memory.py           when a worker looks for garbage, and gives freed memory back
     store_files.py      opens the store's files while the rest of the worker is loaded
     store_app.py        write, query and snapshot agents of the store worker
     query_requests.py   from where requests are read, and their way to an answer

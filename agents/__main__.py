@@ -8,6 +8,7 @@ import sys
 from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING
 
+from agents.memory import calm_the_garbage_collector
 from streams.errors import PintailError
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ def main(arguments: list[str]) -> int:
         print(f"pintail worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
     import faust
-
-    from agents.memory import calm_the_garbage_collector
 
     calm_the_garbage_collector()
     faust.Worker(app, loglevel="INFO", redirect_stdouts=False, quiet=True).execute_from_commandline()
